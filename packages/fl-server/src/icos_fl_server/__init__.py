@@ -1,0 +1,1 @@
+"""The Flower ServerApp: rounds, strategies, evaluation and checkpoints, for any model."""

@@ -1,0 +1,1 @@
+"""Receives OTLP metrics and stores the configured ones as rows of each node's window."""

@@ -1,0 +1,1 @@
+"""Serves a node's window as normalised sequences over gRPC."""
