@@ -16,12 +16,25 @@ from icos_fl_timeseries_store.errors import (
     StoreUnavailable,
     UnknownNode,
 )
+from icos_fl_timeseries_store.memory import MemoryStore
 from icos_fl_timeseries_store.settings import StoreSettings
+
+
+def connect(settings: StoreSettings) -> Store:
+    """The store on dataClay at *settings*. Raises StoreUnavailable if it does not answer.
+
+    dataClay is imported here, so that whoever needs the contract alone does not pay for it.
+    """
+    from icos_fl_timeseries_store.dataclay_store import connect as connect_dataclay
+
+    return connect_dataclay(settings)
+
 
 __all__ = [
     "DEFAULT_CAPACITY_ROWS",
     "Appended",
     "InvalidRows",
+    "MemoryStore",
     "ModelState",
     "ModelVersion",
     "Rows",
@@ -32,4 +45,5 @@ __all__ = [
     "UnknownNode",
     "Window",
     "WindowInfo",
+    "connect",
 ]

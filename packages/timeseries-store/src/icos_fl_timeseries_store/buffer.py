@@ -35,6 +35,17 @@ class RowBuffer:
     def __len__(self) -> int:
         return self._end - self._start
 
+    def __getstate__(self) -> dict[str, object]:
+        kept = slice(self._start, self._end)
+        return {
+            **vars(self),
+            "_start": 0,
+            "_end": len(self),
+            "_times": self._times[kept].copy(),
+            "_values": self._values[kept].copy(),
+            "_revisions": self._revisions[kept].copy(),
+        }
+
     def resize(self, capacity_rows: int) -> None:
         """Hold *capacity_rows* rows from now on; the oldest go if there are more."""
         if not 1 <= capacity_rows <= CAPACITY_ROWS_MAX:
@@ -176,9 +187,7 @@ class RowBuffer:
         self._start, self._end = 0, count
 
 
-def _checked(
-    columns: Sequence[str], times_ns_t: Times, values_tf: Values
-) -> tuple[Times, Values]:
+def _checked(columns: Sequence[str], times_ns_t: Times, values_tf: Values) -> tuple[Times, Values]:
     times = np.asarray(times_ns_t, np.int64)
     values = np.asarray(values_tf, np.float64)
     if times.ndim != 1 or values.shape != (len(times), len(columns)):

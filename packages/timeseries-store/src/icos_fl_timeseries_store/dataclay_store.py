@@ -1,0 +1,280 @@
+"""The store on dataClay: windows and model states as objects of its backend, found by alias."""
+
+import asyncio
+import contextlib
+import logging
+import re
+import sys
+import threading
+import time
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any, Final, Literal, TypeVar
+
+_plain_root = not logging.getLogger().handlers
+from dataclay import Client  # noqa: E402 - its import sets up the root logger, see below
+from dataclay.config import get_runtime  # noqa: E402
+from dataclay.event_loop import get_dc_event_loop  # noqa: E402
+from dataclay.exceptions import (  # noqa: E402
+    AliasAlreadyExistError,
+    AliasDoesNotExistError,
+    AlreadyExistError,
+    DataClayException,
+    DoesNotExistError,
+)
+from grpc import RpcError  # noqa: E402
+
+from icos_fl_timeseries_store import model  # noqa: E402
+from icos_fl_timeseries_store.contract import (  # noqa: E402
+    DEFAULT_CAPACITY_ROWS,
+    Appended,
+    ModelState,
+    ModelVersion,
+    Rows,
+    Times,
+    Values,
+    Window,
+    WindowInfo,
+)
+from icos_fl_timeseries_store.errors import (  # noqa: E402
+    InvalidRows,
+    StoreUnavailable,
+    UnknownNode,
+)
+from icos_fl_timeseries_store.settings import StoreSettings  # noqa: E402
+
+if _plain_root:  # dataClay tells every call at INFO, to whoever imports it
+    logging.getLogger().setLevel(logging.WARNING)
+logging.getLogger("dataclay").setLevel(logging.ERROR)
+
+T = TypeVar("T")
+_WINDOW: Final = "window."
+_MODEL: Final = "model."
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@-]{0,199}")
+_DATASET: Final = "admin"
+_MISSING = (AliasDoesNotExistError, DoesNotExistError)
+_TAKEN = (AliasAlreadyExistError, AlreadyExistError)
+
+
+class _Connection:
+    """The process's one dataClay client, shared by all its stores: dataClay keeps it in a global."""
+
+    _lock = threading.Lock()
+    _current: "_Connection | None" = None
+
+    def __init__(self, host: str, port: int) -> None:
+        self.address = (host, port)
+        self.users = 0
+        self._client = Client(host=host, port=port)
+        # dataClay prints to standard output, where a command's own result belongs.
+        with contextlib.redirect_stdout(sys.stderr):
+            self._client.start()
+
+    @classmethod
+    def take(cls, host: str, port: int) -> "_Connection":
+        with cls._lock:
+            if cls._current is None:
+                cls._current = cls(host, port)
+            elif cls._current.address != (host, port):
+                raise StoreUnavailable(
+                    f"this process uses the store at {cls._current.address[0]}:"
+                    f"{cls._current.address[1]}; dataClay allows one a process, not {host}:{port} too"
+                )
+            cls._current.users += 1
+            return cls._current
+
+    def give_back(self) -> None:
+        with self._lock:
+            self.users -= 1
+            if self.users == 0:
+                self._client.stop()
+                type(self)._current = None
+
+    def call(self, coroutine: Coroutine[Any, Any, T], timeout_seconds: float) -> T:
+        """Run *coroutine* on dataClay's loop; whatever says 'not now' becomes StoreUnavailable."""
+        future = asyncio.run_coroutine_threadsafe(coroutine, get_dc_event_loop())
+        where = f"the store at {self.address[0]}:{self.address[1]}"
+        try:
+            return future.result(timeout_seconds)
+        except TimeoutError:
+            future.cancel()
+            raise StoreUnavailable(f"{where} did not answer in {timeout_seconds:g} s") from None
+        except (*_MISSING, *_TAKEN):
+            raise
+        except (DataClayException, RpcError, RuntimeError, OSError) as error:
+            raise StoreUnavailable(f"{where}: {_one_line(error)}") from None
+
+
+def _one_line(error: BaseException) -> str:
+    details = error.details() if isinstance(error, RpcError) else str(error)
+    return " ".join(str(details or type(error).__name__).split())[:300]
+
+
+class DataClayStore:
+    """A Store in the backend of the dataClay at *settings*."""
+
+    def __init__(self, settings: StoreSettings) -> None:
+        self._settings = settings
+        self._connection = _Connection.take(settings.host, settings.port)
+        self._closed = False
+
+    def call(self, coroutine: Coroutine[Any, Any, T], extra_seconds: float = 0.0) -> T:
+        return self._connection.call(coroutine, self._settings.timeout_seconds + extra_seconds)
+
+    def nodes(self) -> list[str]:
+        aliases = self.call(get_runtime().metadata_service.get_all_alias(_DATASET, None))
+        names = (alias.name for alias in aliases.values())
+        return sorted(name.removeprefix(_WINDOW) for name in names if name.startswith(_WINDOW))
+
+    def create_window(self, node: str, capacity_rows: int = DEFAULT_CAPACITY_ROWS) -> Window:
+        window = DataClayWindow(self, node, lambda: model.TimeSeriesData(capacity_rows))
+        window.resize(capacity_rows)
+        return window
+
+    def window(self, node: str) -> Window:
+        window = DataClayWindow(self, node, None)
+        window.info()
+        return window
+
+    def model_state(self, owner: str, metric: str) -> ModelState:
+        return DataClayModelState(self, f"{owner}.{metric}")
+
+    def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._connection.give_back()
+
+    def __enter__(self) -> "DataClayStore":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+class _Stored:
+    """An object of the backend, found by its alias and found again when it is gone.
+
+    A backend that was killed comes back without the objects that it had not written, while their
+    aliases are still there: such an object is made anew.
+    """
+
+    def __init__(self, store: DataClayStore, alias: str, make: Callable[[], Any] | None) -> None:
+        self._store = store
+        self._alias = alias
+        self._make = make
+        self._object: Any = None
+
+    def call(self, method: str, *args: Any, extra_seconds: float = 0.0) -> Any:
+        """Call an active method; once more where the object turns out to be another or gone."""
+        for last_try in (False, True):
+            stored = self._object or self._find()
+            self._object = stored
+            try:
+                return self._store.call(getattr(stored, method)(*args), extra_seconds)
+            except (StoreUnavailable, *_MISSING) as error:
+                self._object = None
+                if last_try or not _is_gone(error):
+                    raise
+                self._forget()
+        raise AssertionError("not reached")
+
+    def _find(self) -> Any:
+        deadline = time.monotonic() + self._store._settings.timeout_seconds
+        while True:
+            try:
+                return self._store.call(model.DataClayObject.a_get_by_alias(self._alias))
+            except _MISSING:
+                if self._make is None:
+                    raise
+            try:
+                made = self._make()
+                self._store.call(made.a_make_persistent(alias=self._alias))
+                return made
+            except _TAKEN:
+                # Another process was faster: its alias comes an instant before its object.
+                if time.monotonic() > deadline:
+                    raise StoreUnavailable(f"{self._alias}: the alias leads nowhere") from None
+                time.sleep(0.05)
+
+    def _forget(self) -> None:
+        logging.getLogger(__name__).warning("%s is gone from the backend", self._alias)
+        with contextlib.suppress(*_MISSING):
+            self._store.call(get_runtime().metadata_service.delete_alias(self._alias, _DATASET))
+
+
+def _is_gone(error: Exception) -> bool:
+    return isinstance(error, _MISSING) or "not found" in str(error).lower()
+
+
+def _checked_name(name: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise InvalidRows(
+            f"name {name!r}; it must be 1 to 200 letters, digits and . _ : @ -, a letter or digit first"
+        )
+    return name
+
+
+class DataClayWindow:
+    """A Window whose rows are in the backend."""
+
+    def __init__(self, store: DataClayStore, node: str, make: Callable[[], Any] | None) -> None:
+        self._store = store
+        self._node = node
+        self._stored = _Stored(store, _WINDOW + _checked_name(node), make)
+
+    def _call(self, method: str, *args: Any, extra_seconds: float = 0.0) -> Any:
+        try:
+            return self._stored.call(method, *args, extra_seconds=extra_seconds)
+        except _MISSING:
+            raise UnknownNode(self._node, self._store.nodes()) from None
+
+    def append(
+        self,
+        columns: Sequence[str],
+        times_ns_t: Times,
+        values_tf: Values,
+        units: Mapping[str, str] | None = None,
+    ) -> Appended:
+        appended: Appended = self._call(
+            "append", tuple(columns), times_ns_t, values_tf, dict(units or {})
+        )
+        return appended
+
+    def read(self, *, last: int | None = None, after: int | None = None) -> Rows:
+        rows: Rows = self._call("read", last, after)
+        return rows
+
+    def info(self) -> WindowInfo:
+        info: WindowInfo = self._call("info")
+        return info
+
+    def resize(self, capacity_rows: int) -> None:
+        self._call("resize", capacity_rows)
+
+    def wait(self, after: int, timeout_seconds: float) -> int:
+        cursor: int = self._call("wait", after, timeout_seconds, extra_seconds=timeout_seconds)
+        return cursor
+
+
+class DataClayModelState:
+    """A ModelState in the backend."""
+
+    def __init__(self, store: DataClayStore, name: str) -> None:
+        self._stored = _Stored(store, _MODEL + _checked_name(name), model.ModelState)
+
+    def put(self, version: ModelVersion, *, best: bool = False) -> None:
+        self._stored.call("put", version, best)
+
+    def get(self, which: Literal["latest", "best"] = "latest") -> ModelVersion | None:
+        version: ModelVersion | None = self._stored.call("get", which)
+        return version
+
+
+def connect(settings: StoreSettings) -> DataClayStore:
+    """The store at *settings*. Raises StoreUnavailable if it does not answer."""
+    store = DataClayStore(settings)
+    try:
+        store.nodes()
+    except BaseException:
+        store.close()
+        raise
+    return store

