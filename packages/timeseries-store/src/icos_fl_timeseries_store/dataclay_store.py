@@ -11,8 +11,8 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Final, Literal, TypeVar
 
 _plain_root = not logging.getLogger().handlers
-from dataclay import Client  # noqa: E402 - its import sets up the root logger, see below
-from dataclay.config import get_runtime  # noqa: E402
+from dataclay import Client, DataClayObject  # noqa: E402 - its import sets up the root logger, see below
+from dataclay.config import get_runtime, session_var  # noqa: E402
 from dataclay.event_loop import get_dc_event_loop  # noqa: E402
 from dataclay.exceptions import (  # noqa: E402
     AliasAlreadyExistError,
@@ -56,7 +56,7 @@ _TAKEN = (AliasAlreadyExistError, AlreadyExistError)
 
 
 class _Connection:
-    """The process's one dataClay client, shared by all its stores: dataClay keeps it in a global."""
+    """The process's one dataClay client, shared by its stores: dataClay keeps it in a global."""
 
     _lock = threading.Lock()
     _current: "_Connection | None" = None
@@ -68,6 +68,7 @@ class _Connection:
         # dataClay prints to standard output, where a command's own result belongs.
         with contextlib.redirect_stdout(sys.stderr):
             self._client.start()
+        self._session = session_var.get()
 
     @classmethod
     def take(cls, host: str, port: int) -> "_Connection":
@@ -77,7 +78,7 @@ class _Connection:
             elif cls._current.address != (host, port):
                 raise StoreUnavailable(
                     f"this process uses the store at {cls._current.address[0]}:"
-                    f"{cls._current.address[1]}; dataClay allows one a process, not {host}:{port} too"
+                    f"{cls._current.address[1]}; dataClay allows one, not {host}:{port} too"
                 )
             cls._current.users += 1
             return cls._current
@@ -91,6 +92,8 @@ class _Connection:
 
     def call(self, coroutine: Coroutine[Any, Any, T], timeout_seconds: float) -> T:
         """Run *coroutine* on dataClay's loop; whatever says 'not now' becomes StoreUnavailable."""
+        # dataClay finds its session in a context variable, which only the thread that connected has.
+        session_var.set(self._session)
         future = asyncio.run_coroutine_threadsafe(coroutine, get_dc_event_loop())
         where = f"the store at {self.address[0]}:{self.address[1]}"
         try:
@@ -181,7 +184,7 @@ class _Stored:
         deadline = time.monotonic() + self._store._settings.timeout_seconds
         while True:
             try:
-                return self._store.call(model.DataClayObject.a_get_by_alias(self._alias))
+                return self._store.call(DataClayObject.a_get_by_alias(self._alias))
             except _MISSING:
                 if self._make is None:
                     raise
@@ -208,7 +211,7 @@ def _is_gone(error: Exception) -> bool:
 def _checked_name(name: str) -> str:
     if not _NAME.fullmatch(name):
         raise InvalidRows(
-            f"name {name!r}; it must be 1 to 200 letters, digits and . _ : @ -, a letter or digit first"
+            f"name {name!r}; it must be 1 to 200 letters, digits and ._:@-, one of the former first"
         )
     return name
 

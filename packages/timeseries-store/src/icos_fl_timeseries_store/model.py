@@ -37,7 +37,7 @@ async def _load(stored: DataClayObject, attribute: str) -> Any:
 
 
 class TimeSeriesData(DataClayObject):  # type: ignore[misc]
-    """The sliding window of one node. ``icos_fl_timeseries_store.Window`` tells what its methods do."""
+    """The sliding window of one node; ``contract.Window`` tells what its methods do."""
 
     rows: RowBuffer
 
@@ -87,7 +87,7 @@ class TimeSeriesData(DataClayObject):  # type: ignore[misc]
 
 
 class ModelState(DataClayObject):  # type: ignore[misc]
-    """The versions of one metric's global model that one owner keeps, by ``latest`` and ``best``."""
+    """One metric's global model as one owner keeps it: its ``latest`` and ``best`` version."""
 
     versions: dict[str, ModelVersion]
 
