@@ -1,0 +1,236 @@
+"""``icos-fl``: the single-node deployment of ICOS-FL on this machine."""
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from icos_fl_local import doctor, guard
+from icos_fl_local.errors import Interrupted, LocalError, UsageError
+from icos_fl_local.state import StateFolder
+
+
+def main() -> None:
+    """Run the command line; exits with its status."""
+    arguments = _parser().parse_args()
+    if arguments.command == "up":
+        # Forks, so before anything that starts a thread.
+        status = guard.run_guarded(lambda: _finish(_up, arguments), keep=arguments.keep)
+    elif arguments.command == "train":
+        status = guard.run_guarded(lambda: _finish(_train, arguments))
+    else:
+        status = _finish(_COMMANDS[arguments.command], arguments)
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+    sys.exit(status)
+
+
+def _finish(command: Callable[[argparse.Namespace], int], arguments: argparse.Namespace) -> int:
+    """Turn what can go wrong into one clear line and an exit status."""
+    _raise_on_signals()
+    try:
+        return command(arguments)
+    except Interrupted as interrupted:
+        print(f"interrupted ({interrupted}); everything is stopped", file=sys.stderr)
+        return interrupted.exit_status
+    except LocalError as error:
+        print(f"icos-fl: {error}", file=sys.stderr)
+        return error.exit_status
+    except BrokenPipeError:  # such as: icos-fl logs | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"icos-fl: {where}{error.strerror or error} (uid {os.getuid()})", file=sys.stderr)
+        return 1
+
+
+def _raise_on_signals() -> None:
+    """The first signal ends what is going on; later ones do not disturb the ending."""
+
+    def interrupt(number: int, _frame: object) -> None:
+        for other in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(other, signal.SIG_IGN)
+        raise Interrupted(number)
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, interrupt)
+
+
+def _up(arguments: argparse.Namespace) -> int:
+    from icos_fl_local.replay import ReplayError
+    from icos_fl_local.traces import TraceError
+    from icos_fl_local.up import Options, up
+
+    options = Options(
+        state_folder=arguments.state_dir,
+        out=arguments.out,
+        source=arguments.source,
+        traces=arguments.traces,
+        nodes=arguments.nodes,
+        rounds=arguments.rounds,
+        metrics=tuple(arguments.metric),
+        overrides=tuple(arguments.config),
+        ports=tuple(arguments.port),
+        json=arguments.json,
+        keep=arguments.keep,
+    )
+    try:
+        return up(options)
+    except TraceError as error:
+        raise UsageError(str(error)) from None
+    except ReplayError as error:
+        raise LocalError(str(error)) from None
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from icos_fl_local.deployment import parse_ports
+
+    checks = doctor.examine(arguments.state_dir, parse_ports(arguments.port))
+    if arguments.json:
+        print(json.dumps([check.as_json() for check in checks]))
+    else:
+        print("\n".join(check.line() for check in checks))
+    return 0 if all(check.ok for check in checks) else 1
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    from icos_fl_local import commands
+
+    return commands.status(StateFolder(arguments.state_dir), as_json=arguments.json)
+
+
+def _watch(arguments: argparse.Namespace) -> int:
+    from icos_fl_local import commands
+
+    return commands.store_command(
+        StateFolder(arguments.state_dir), ["watch", *filter(None, [arguments.node])]
+    )
+
+
+def _window(arguments: argparse.Namespace) -> int:
+    from icos_fl_local import commands
+
+    csv = ["--csv"] if arguments.csv else []
+    return commands.store_command(
+        StateFolder(arguments.state_dir), ["window", arguments.node, *csv]
+    )
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    from icos_fl_local import commands
+
+    return commands.train(
+        StateFolder(arguments.state_dir),
+        arguments.config,
+        arguments.rounds,
+        arguments.out,
+        as_json=arguments.json,
+    )
+
+
+def _forecast(arguments: argparse.Namespace) -> int:
+    from icos_fl_local import commands
+
+    state = StateFolder(arguments.state_dir)
+    return commands.forecast(state, arguments.node, as_json=arguments.json)
+
+
+def _logs(arguments: argparse.Namespace) -> int:
+    from icos_fl_local import commands
+
+    state = StateFolder(arguments.state_dir)
+    return commands.logs(state, arguments.component, follow=arguments.follow)
+
+
+def _down(arguments: argparse.Namespace) -> int:
+    from icos_fl_local import commands
+
+    return commands.down(StateFolder(arguments.state_dir))
+
+
+_COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "doctor": _doctor,
+    "status": _status,
+    "watch": _watch,
+    "window": _window,
+    "forecast": _forecast,
+    "logs": _logs,
+    "down": _down,
+}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="icos-fl", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name: str, text: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=text)
+        command.add_argument(
+            "--state-dir", type=Path, default=Path(".icos-fl"), metavar="DIR",
+            help="folder for all state (default: %(default)s)",
+        )  # fmt: skip
+        return command
+
+    def add_json(command: argparse.ArgumentParser) -> None:
+        command.add_argument("--json", action="store_true", help="print JSON on standard output")
+
+    def add_run(command: argparse.ArgumentParser) -> None:
+        command.add_argument(
+            "--rounds", type=int, metavar="N", help="federated rounds (default: 5)"
+        )
+        command.add_argument(
+            "-c", "--config", action="append", default=[], metavar="KEY=VALUE",
+            help="run configuration of the Flower app; may be given again",
+        )  # fmt: skip
+        command.add_argument(
+            "--out", type=Path, default=Path("icos-fl-report"), metavar="DIR",
+            help="folder for the report (default: %(default)s)",
+        )  # fmt: skip
+        add_json(command)
+
+    def add_ports(command: argparse.ArgumentParser) -> None:
+        command.add_argument(
+            "--port", action="append", default=[], metavar="NAME=PORT",
+            help="port of a component, such as bridge=4317; free ones are found for the others",
+        )  # fmt: skip
+
+    up = add("up", "start everything, train, forecast, report, and stop everything")
+    up.add_argument(
+        "--source", choices=["replay", "host"], default="replay",
+        help="recorded traces, or this machine as it is now (default: %(default)s)",
+    )  # fmt: skip
+    up.add_argument("--traces", type=Path, metavar="DIR", help="folder of CSV traces to replay")
+    up.add_argument("--nodes", type=int, metavar="N", help="nodes (default: 4, of host 1)")
+    up.add_argument(
+        "--metric", action="append", default=[], metavar="METRIC",
+        help="column to learn; may be given again (default: power, CPU and memory, where there)",
+    )  # fmt: skip
+    up.add_argument("--keep", action="store_true", help="leave everything running at the end")
+    add_run(up)
+    add_ports(up)
+    doctor_command = add("doctor", "look whether this machine is fit for a deployment")
+    add_json(doctor_command)
+    add_ports(doctor_command)
+    add_json(add("status", "what runs, and how it is: exit status 0 healthy, 1 not, 3 not running"))
+    add("watch", "what comes into the windows").add_argument("node", nargs="?", metavar="NODE")
+    window = add("window", "the rows that the store holds of a node")
+    window.add_argument("node", metavar="NODE")
+    window.add_argument("--csv", action="store_true", help="as CSV: time_unix_s, then the columns")
+    add_run(add("train", "another federated run on the windows as they are now"))
+    forecast = add("forecast", "what comes next, by the newest global model")
+    forecast.add_argument("node", nargs="?", metavar="NODE")
+    add_json(forecast)
+    logs = add("logs", "a component's log, or the end of all")
+    logs.add_argument("component", nargs="?", metavar="COMPONENT")
+    logs.add_argument("-f", "--follow", action="store_true", help="go on as lines come")
+    add("down", "stop everything")
+    return parser
+
+
+if __name__ == "__main__":
+    main()

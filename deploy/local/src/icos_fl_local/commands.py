@@ -1,0 +1,243 @@
+"""What can be asked of a deployment that runs."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from icos_fl_local import run, run_config
+from icos_fl_local.deployment import SERVICES, Deployment, module, serving, tcp
+from icos_fl_local.errors import LocalError, UsageError
+from icos_fl_local.processor_client import ProcessorClient
+from icos_fl_local.progress import Progress, to
+from icos_fl_local.state import StateFolder
+from icos_fl_local.supervisor import Supervisor, log_tail
+from icos_fl_local.up import (
+    Options,
+    asked_metrics,
+    new_config,
+    overrides_of,
+    tell,
+    train_and_judge,
+)
+
+_DOWN_SECONDS = 90.0
+_LOG_LINES = 20
+
+
+def status(state: StateFolder, *, as_json: bool) -> int:
+    """Print each component, the windows and the last run; return 0 if healthy, 1 if not."""
+    description = state.read_running()
+    deployment = _deployment(state, description)
+    components = {
+        name: facts | {"up": _is_up(name, facts)}
+        for name, facts in description["components"].items()
+    }
+    rows, problem = _rows(deployment)
+    last = _last_run(state, description["started_unix_s"])
+    healthy = (
+        description["state"] == "running"
+        and all(facts["up"] for facts in components.values())
+        and not problem
+        and (last is None or last["state"] != "failed")
+    )
+    found = {
+        "state": description["state"],
+        "healthy": healthy,
+        "pid": description["pid"],
+        "source": description["source"],
+        "metrics": description["metrics"],
+        "components": components,
+        "rows": rows,
+        "problem": problem,
+        "run": last,
+    }
+    print(json.dumps(found) if as_json else _status_text(found))
+    return 0 if healthy else 1
+
+
+def store_command(state: StateFolder, arguments: Sequence[str]) -> int:
+    """Hand over to ``icos-fl-store`` of this deployment; does not return."""
+    deployment = _deployment(state, state.read_running())
+    return _become(
+        deployment,
+        (*module("icos_fl_timeseries_store"), *arguments),
+        {
+            "ICOS_FL_STORE_HOST": "127.0.0.1",
+            "ICOS_FL_STORE_METADATA_PORT": str(deployment.ports["metadata"]),
+        },
+    )
+
+
+def forecast(state: StateFolder, node: str | None, *, as_json: bool) -> int:
+    """Hand over to ``icos-fl-client forecast``; does not return. Needs no SuperLink."""
+    description = state.read_running()
+    deployment = _deployment(state, description)
+    nodes = deployment.nodes if node is None else (_known(node, deployment.nodes, "node"),)
+    metrics = description["metrics"]
+    command = run.client_command(
+        deployment, "forecast", nodes=nodes, metrics=metrics, as_json=as_json
+    )
+    return _become(deployment, command, {})
+
+
+def train(
+    state: StateFolder, overrides: Sequence[str], rounds: int | None, out: Path, *, as_json: bool
+) -> int:
+    """Another run on the windows as they are now, from where the one before ended."""
+    description = state.read_running()
+    deployment = _deployment(state, description)
+    options = Options(state.folder, out, rounds=rounds, overrides=tuple(overrides))
+    asked = overrides_of(options)
+    merged = {**description["overrides"], **asked}
+    merged.pop("result-dir", None)
+    with ProcessorClient(deployment.address("processor")) as processor:
+        columns = [name for window in processor.windows().values() for name in window.columns]
+    metrics = run_config.choose_metrics(
+        asked_metrics(options, asked) or description["metrics"], columns
+    )
+    merged["metric"] = ",".join(metrics)
+    if "resume" not in asked:
+        merged.pop("resume", None)
+        last = state.last_run(description["started_unix_s"])
+        if last is not None and (last / "checkpoints").is_dir():
+            merged["resume"] = str(last / "checkpoints")
+    if "result-dir" in asked:
+        merged["result-dir"] = asked["result-dir"]
+    with Progress(to(as_json)) as progress, Supervisor(state.logs, deployment.env()) as supervisor:
+        config = new_config(deployment, merged, metrics, description["sampling_seconds"])
+        result = train_and_judge(
+            deployment,
+            supervisor,
+            config,
+            description["source"],
+            progress,
+            stop_if_interrupted=True,
+        )
+        tell(result, out, progress, as_json=as_json)
+        progress.say(progress.timing())
+    return 0
+
+
+def logs(state: StateFolder, component: str | None, *, follow: bool) -> int:
+    """Print a component's log, or the end of all logs."""
+    files = {path.stem: path for path in sorted(state.logs.glob("*.log"))}
+    if not files:
+        raise LocalError(f"{state.logs}: no logs there")
+    if component is None:
+        chosen = files
+        for name, path in files.items():
+            for line in log_tail(path, _LOG_LINES):
+                print(f"{name} | {line}")
+    else:
+        chosen = {component: files[_known(component, files, "log")]}
+        with chosen[component].open(errors="replace") as stream:
+            shutil.copyfileobj(stream, sys.stdout)
+    if follow:
+        _follow(chosen, prefix=component is None)
+    return 0
+
+
+def down(state: StateFolder) -> int:
+    """End the deployment, and wait until it has ended."""
+    description = state.read_running()
+    pid = int(description["pid"])
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGTERM)
+    until = time.monotonic() + _DOWN_SECONDS
+    while state.is_running() or psutil.pid_exists(pid):
+        if time.monotonic() > until:
+            raise LocalError(
+                f"pid {pid} has not ended within {_DOWN_SECONDS:g} s; try kill -9 {pid}"
+            )
+        time.sleep(0.1)
+    print("stopped")
+    return 0
+
+
+def _deployment(state: StateFolder, description: dict[str, Any]) -> Deployment:
+    ports = {name: facts["port"] for name, facts in description["components"].items()}
+    return Deployment(state, tuple(description["nodes"]), ports)
+
+
+def _is_up(name: str, facts: dict[str, Any]) -> bool:
+    if facts["pid"] is None or not psutil.pid_exists(facts["pid"]):
+        return False
+    return serving(facts["port"]) if name in SERVICES else tcp(facts["port"])
+
+
+def _rows(deployment: Deployment) -> tuple[dict[str, int], str]:
+    """Rows in each node's window, and what is in the way of knowing."""
+    try:
+        with ProcessorClient(deployment.address("processor")) as processor:
+            windows = processor.windows()
+    except LocalError as error:
+        return {}, str(error)
+    return {node: windows[node].rows if node in windows else 0 for node in deployment.nodes}, ""
+
+
+def _last_run(state: StateFolder, since_unix_s: float) -> dict[str, Any] | None:
+    folder = state.last_run(since_unix_s)
+    history = run.read_history(folder / "history.json") if folder else None
+    if folder is None or history is None:
+        return None
+    rounds = history["rounds"]
+    return {
+        "folder": str(folder),
+        "state": history["state"],
+        "reason": history["reason"],
+        "round": rounds[-1]["round"] if rounds else 0,
+        "rounds": history["rounds_total"],
+        "metrics": history["metrics"],
+    }
+
+
+def _status_text(found: dict[str, Any]) -> str:
+    lines = [f"{found['state']} (pid {found['pid']}), source {found['source']}"]
+    for name, facts in found["components"].items():
+        word = "up  " if facts["up"] else "down"
+        lines.append(f"  {word} {name}: pid {facts['pid'] or '-'}, port {facts['port']}")
+    for node, rows in found["rows"].items():
+        lines.append(f"  window of {node}: {rows:,} rows")
+    if found["problem"]:
+        lines.append(f"  {found['problem']}")
+    last = found["run"]
+    if last is None:
+        lines.append("  no run yet")
+    else:
+        reason = f": {last['reason']}" if last["reason"] else ""
+        lines.append(f"  run {last['state']}{reason}, round {last['round']} of {last['rounds']}")
+    return "\n".join(lines)
+
+
+def _known(name: str, names: Sequence[str] | dict[str, Path], what: str) -> str:
+    if name not in names:
+        raise UsageError(f"no {what} {name!r}; there are: {', '.join(names)}")
+    return name
+
+
+def _become(deployment: Deployment, command: tuple[str, ...], env: dict[str, str]) -> int:
+    sys.stdout.flush()
+    os.execve(command[0], list(command), deployment.env() | env)  # noqa: S606 - our own commands
+
+
+def _follow(files: dict[str, Path], *, prefix: bool) -> None:
+    streams = {name: path.open(errors="replace") for name, path in files.items()}
+    for stream in streams.values():
+        stream.seek(0, os.SEEK_END)
+    while True:
+        quiet = True
+        for name, stream in streams.items():
+            for line in stream:
+                quiet = False
+                print(f"{name} | {line}" if prefix else line, end="", flush=True)
+        if quiet:
+            time.sleep(0.2)

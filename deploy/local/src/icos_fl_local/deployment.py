@@ -1,0 +1,220 @@
+"""The single-node deployment: its components, their commands, addresses and order."""
+
+import os
+import random
+import socket
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from icos_fl_local.doctor import port_problem
+from icos_fl_local.errors import UsageError
+from icos_fl_local.state import StateFolder
+from icos_fl_local.supervisor import Component
+
+HOST = "127.0.0.1"
+STORE = ("valkey", "metadata", "backend", "proxy")
+SERVICES = ("bridge", "processor")
+# Below the range from which Linux takes ports for outgoing connections.
+_PORT_RANGE = range(20000, 32000)
+_PROBE_SECONDS = 0.5
+
+
+def supernode(node: str) -> str:
+    """Name of the component that trains for *node*."""
+    return f"supernode-{node}"
+
+
+def component_names(nodes: Sequence[str]) -> list[str]:
+    """All components, in the order in which they start."""
+    return [*STORE, *SERVICES, "superlink", *(supernode(node) for node in nodes)]
+
+
+def parse_ports(given: Sequence[str]) -> dict[str, int]:
+    """``NAME=PORT`` of the command line; raises UsageError. ``assign_ports`` checks the names."""
+    ports: dict[str, int] = {}
+    for text in given:
+        name, _, number = text.partition("=")
+        if not name or not number.isdecimal() or not 1 <= int(number) <= 65535:
+            raise UsageError(
+                f"--port {text}: not of the form NAME=PORT with a port from 1 to 65535"
+            )
+        if name in ports:
+            raise UsageError(f"--port {text}: {name} is given twice")
+        ports[name] = int(number)
+    return ports
+
+
+def assign_ports(names: Sequence[str], given: Mapping[str, int]) -> dict[str, int]:
+    """A port for each component: the given one, or one that is free now. Raises UsageError."""
+    for name in given:
+        if name not in names:
+            raise UsageError(f"--port {name}=…: no such component; there are: {', '.join(names)}")
+    candidates = iter(random.SystemRandom().sample(_PORT_RANGE, len(_PORT_RANGE)))
+    free = (port for port in candidates if port not in given.values() and not port_problem(port))
+    return {name: given[name] if name in given else next(free) for name in names}
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """What is needed to start the components, and to talk to them."""
+
+    state: StateFolder
+    nodes: tuple[str, ...]
+    ports: Mapping[str, int]
+
+    def address(self, name: str) -> str:
+        """Where the component *name* listens."""
+        return f"{HOST}:{self.ports[name]}"
+
+    def env(self) -> dict[str, str]:
+        """Environment of every process, over that of the launcher."""
+        home = str(self.state.folder)
+        env = {"HOME": home, "USER": "icos-fl"} | {
+            # Settings are this deployment's alone: what the user's shell has of them would mix in.
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("ICOS_FL_", "DATACLAY_", "FLWR_"))
+        }
+        cores = os.cpu_count() or 1
+        threads = str(max(1, cores // max(1, len(self.nodes))))
+        return env | {
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{env.get('PATH', os.defpath)}",
+            "FLWR_HOME": str(self.state.flower),
+            "FLWR_TELEMETRY_ENABLED": "0",
+            "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
+            # Nodes share the machine: more threads than cores would only wait for each other.
+            "OMP_NUM_THREADS": threads,
+            "OPENBLAS_NUM_THREADS": threads,
+            "PYTHONUNBUFFERED": "1",
+        }
+
+    def components(self, bridge_config: Path) -> list[Component]:
+        """All components, in the order in which they start."""
+        return [
+            *self._store(),
+            *self._services(bridge_config),
+            *self._flower(),
+        ]
+
+    def store_env(self, prefix: str) -> dict[str, str]:
+        """Where the store is, for the settings of the service with *prefix*."""
+        return {
+            f"{prefix}_STORE__HOST": HOST,
+            f"{prefix}_STORE__PORT": str(self.ports["metadata"]),
+        }
+
+    def _store(self) -> list[Component]:
+        env = {
+            "ICOS_FL_STORE_STATE_DIR": str(self.state.folder / "store"),
+            "ICOS_FL_STORE_KV_PORT": str(self.ports["valkey"]),
+            "ICOS_FL_STORE_METADATA_PORT": str(self.ports["metadata"]),
+            "ICOS_FL_STORE_BACKEND_PORT": str(self.ports["backend"]),
+            "ICOS_FL_STORE_PROXY_PORT": str(self.ports["proxy"]),
+        }
+        after = {
+            "valkey": (),
+            "metadata": ("valkey",),
+            "backend": ("metadata",),
+            "proxy": ("metadata",),
+        }
+        return [
+            self._component(
+                name,
+                (*module("icos_fl_timeseries_store"), "serve", "kv" if name == "valkey" else name),
+                env,
+                tcp,
+                after[name],
+                stop_seconds=30.0,
+            )
+            for name in STORE
+        ]
+
+    def _services(self, bridge_config: Path) -> list[Component]:
+        bridge = {
+            "ICOS_FL_BRIDGE_HOST": HOST,
+            "ICOS_FL_BRIDGE_PORT": str(self.ports["bridge"]),
+            "ICOS_FL_BRIDGE_CONFIG": str(bridge_config),
+        } | self.store_env("ICOS_FL_BRIDGE")
+        processor = {
+            "ICOS_FL_PROCESSOR_HOST": HOST,
+            "ICOS_FL_PROCESSOR_PORT": str(self.ports["processor"]),
+        } | self.store_env("ICOS_FL_PROCESSOR")
+        after = ("backend", "proxy")
+        return [
+            self._component("bridge", module("icos_fl_otlp_bridge"), bridge, serving, after),
+            self._component("processor", module("icos_fl_processor"), processor, serving, after),
+        ]
+
+    def _flower(self) -> list[Component]:
+        superlink = (
+            *script("flower-superlink"),
+            *("--insecure", "--host", HOST, "--port", str(self.ports["superlink"])),
+            "--disable-runtime-dependency-installation",
+        )
+        components = [self._component("superlink", superlink, {}, tcp, ())]
+        for node in self.nodes:
+            name = supernode(node)
+            config = {
+                "node-name": node,
+                "processor-address": self.address("processor"),
+                "store-address": self.address("metadata"),
+            }
+            node_config = " ".join(f'{key}="{value}"' for key, value in config.items())
+            threads = self.env()["OMP_NUM_THREADS"]
+            command = (
+                *script("flower-supernode"),
+                *("--insecure", "--superlink", self.address("superlink")),
+                *("--host", HOST, "--port", str(self.ports[name])),
+                *("--node-config", f"{node_config} threads={threads}"),
+            )
+            components.append(self._component(name, command, {}, tcp, ("superlink",)))
+        return components
+
+    def _component(
+        self,
+        name: str,
+        command: tuple[str, ...],
+        env: Mapping[str, str],
+        probe: Callable[[int], bool],
+        after: Iterable[str],
+        stop_seconds: float = 20.0,
+    ) -> Component:
+        port = self.ports[name]
+        return Component(name, command, env, port, lambda: probe(port), tuple(after), stop_seconds)
+
+
+def tcp(port: int) -> bool:
+    """Does somebody listen on the port?"""
+    try:
+        socket.create_connection((HOST, port), timeout=_PROBE_SECONDS).close()
+    except OSError:
+        return False
+    return True
+
+
+def serving(port: int) -> bool:
+    """Does the gRPC service on the port say that it is healthy?"""
+    if not tcp(port):
+        return False
+    with grpc.insecure_channel(f"{HOST}:{port}") as channel:
+        try:
+            answer = health_pb2_grpc.HealthStub(channel).Check(
+                health_pb2.HealthCheckRequest(), timeout=_PROBE_SECONDS
+            )
+        except grpc.RpcError:
+            return False
+    return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+
+def module(name: str) -> tuple[str, ...]:
+    return (sys.executable, "-m", name)
+
+
+def script(name: str) -> tuple[str, ...]:
+    """A console script of this environment, run by this Python whatever its first line says."""
+    return (sys.executable, str(Path(sys.executable).parent / name))

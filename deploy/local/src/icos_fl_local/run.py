@@ -1,0 +1,181 @@
+"""One federated run: submit it to the SuperLink, follow its history, judge what came out."""
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from icos_fl_local.deployment import Deployment, script
+from icos_fl_local.errors import Interrupted, LocalError
+from icos_fl_local.progress import Progress
+from icos_fl_local.run_config import FLOWER_APP, Value, to_toml
+from icos_fl_local.supervisor import Supervisor, log_tail
+
+_POLL_SECONDS = 0.5
+# A ServerApp that dies cannot write it in the history, so the SuperLink is asked after a silence.
+_SILENCE_SECONDS = 45.0
+
+
+def train(
+    deployment: Deployment,
+    supervisor: Supervisor,
+    config: Mapping[str, Value],
+    progress: Progress,
+    *,
+    stop_if_interrupted: bool = False,
+) -> dict[str, Any]:
+    """Run the Flower app with *config* to its end; return its history.
+
+    Raises LocalError, with the run's own reason, if it fails. *stop_if_interrupted* is for a
+    deployment that goes on without this process.
+    """
+    result_folder = Path(str(config["result-dir"]))
+    result_folder.mkdir(parents=True, exist_ok=True)
+    config_file = result_folder / "run-config.toml"
+    config_file.write_text(to_toml(config))
+    _write_connection(deployment)
+    run_id = _submit(supervisor, config_file)
+    try:
+        history = _follow(supervisor, run_id, result_folder / "history.json", progress)
+    except Interrupted:
+        if stop_if_interrupted:
+            supervisor.call("flwr-stop", (*script("flwr"), "stop", run_id, "local"))
+        raise
+    if history["state"] == "failed":
+        raise LocalError(
+            f"the run failed: {history['reason']}; log: {supervisor.log_path('superlink')}"
+        )
+    return history
+
+
+def judge(
+    deployment: Deployment, supervisor: Supervisor, what: str, metrics: list[str]
+) -> dict[str, Any]:
+    """What ``icos-fl-client`` says of the global model; *what*: ``backtest`` or ``forecast``."""
+    printed = supervisor.call(what, client_command(deployment, what, metrics=metrics, as_json=True))
+    answer: dict[str, Any] = json.loads(printed)
+    return answer
+
+
+def client_command(
+    deployment: Deployment,
+    what: str,
+    *,
+    nodes: tuple[str, ...] = (),
+    metrics: list[str],
+    as_json: bool,
+) -> tuple[str, ...]:
+    """The command line of ``icos-fl-client``."""
+    return (
+        *script("icos-fl-client"),
+        what,
+        *("--processor", deployment.address("processor")),
+        *("--store", deployment.address("metadata")),
+        *(part for node in nodes for part in ("--node", node)),
+        *(part for metric in metrics for part in ("--metric", metric)),
+        *(("--json",) if as_json else ()),
+    )
+
+
+def read_history(path: Path) -> dict[str, Any] | None:
+    """A run's history; None while there is none."""
+    try:
+        history: dict[str, Any] = json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    return history
+
+
+def describe(history: Mapping[str, Any]) -> str:
+    """Where a run is, in one line."""
+    rounds = history["rounds"]
+    if history["state"] == "waiting" or not rounds:
+        return "training: waiting for nodes"
+    newest = rounds[-1]
+    line = f"round {newest['round']} of {history['rounds_total']}: {newest['state']}"
+    if newest["state"] == "skipped":
+        return f"{line}, {newest['reason']}"
+    # The loss of a round is known when the next one has returned.
+    for judged in reversed(rounds):
+        losses = {name: m.get("eval_loss") for name, m in judged["metrics"].items()}
+        known = [f"{name} {loss:.4g}" for name, loss in losses.items() if loss is not None]
+        if known:
+            return f"{line}, loss of round {judged['round']}: {', '.join(known)}"
+    losses = {name: m.get("train_loss") for name, m in newest["metrics"].items()}
+    known = [f"{name} {loss:.4g}" for name, loss in losses.items() if loss is not None]
+    return f"{line}, training loss: {', '.join(known)}" if known else line
+
+
+def _follow(supervisor: Supervisor, run_id: str, path: Path, progress: Progress) -> dict[str, Any]:
+    told: set[str] = set()
+    seen: dict[str, Any] | None = None
+    heard = time.monotonic()
+    while True:
+        supervisor.check()
+        history = read_history(path)
+        if history is not None and history != seen:
+            seen, heard = history, time.monotonic()
+            progress.training(describe(history))
+            for complaint in _complaints(history):
+                if complaint not in told:
+                    told.add(complaint)
+                    progress.say(complaint)
+            if history["state"] in ("finished", "failed"):
+                return history
+        if time.monotonic() - heard > _SILENCE_SECONDS:
+            _ensure_alive(supervisor, run_id, path)
+            heard = time.monotonic()
+        time.sleep(_POLL_SECONDS)
+
+
+def _complaints(history: Mapping[str, Any]) -> list[str]:
+    """Nodes that could not take part as they should, each cause once."""
+    causes = [(node, facts.get("cause", "")) for node, facts in history["nodes"].items()]
+    for entry in history["rounds"]:
+        causes += [(node, facts.get("cause", "")) for node, facts in entry["nodes"].items()]
+    return [f"{node}: {cause}" for node, cause in causes if cause]
+
+
+def _submit(supervisor: Supervisor, config_file: Path) -> str:
+    command = (*script("flwr"), "run", str(FLOWER_APP), "local")
+    options = ("--run-config", str(config_file), "--format", "json")
+    answer = _json(supervisor.call("flwr-run", command + options))
+    if not answer.get("success") or "run-id" not in answer:
+        raise LocalError(
+            f"the SuperLink did not take the run: {answer.get('error-message', answer)}"
+        )
+    return str(answer["run-id"])
+
+
+def _ensure_alive(supervisor: Supervisor, run_id: str, history: Path) -> None:
+    """Raise LocalError if the SuperLink says that the run is over."""
+    command = (*script("flwr"), "list", "local", "--run-id", run_id, "--format", "json")
+    runs = _json(supervisor.call("flwr-list", command)).get("runs", [])
+    status = str(runs[0].get("status", "")) if runs else ""
+    over = read_history(history)
+    if not status.startswith("finished") or (over and over["state"] in ("finished", "failed")):
+        return
+    log = supervisor.log_path("flwr-log")
+    log.write_text(supervisor.call("flwr-log", (*script("flwr"), "log", run_id, "local", "--show")))
+    last = "".join(f"\n  | {line}" for line in log_tail(log, 10))
+    raise LocalError(f"the run ended without a word ({status}); its last lines:{last}\nlog: {log}")
+
+
+def _json(printed: str) -> dict[str, Any]:
+    """The JSON object in what a Flower command printed, which may have lines around it."""
+    start, end = printed.find("{"), printed.rfind("}")
+    try:
+        answer: dict[str, Any] = json.loads(printed[start : end + 1])
+    except ValueError:
+        raise LocalError(f"flwr answered something else than JSON: {printed[:300]!r}") from None
+    return answer
+
+
+def _write_connection(deployment: Deployment) -> None:
+    """Tell the ``flwr`` command where the SuperLink is."""
+    deployment.state.flower.mkdir(parents=True, exist_ok=True)
+    (deployment.state.flower / "config.toml").write_text(
+        '[superlink]\ndefault = "local"\n\n[superlink.local]\n'
+        f'address = "{deployment.address("superlink")}"\ninsecure = true\n'
+    )

@@ -1,0 +1,110 @@
+"""The state folder: all that a deployment keeps, and how other commands find it."""
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from icos_fl_local.errors import LocalError, NothingRunning
+
+_LOCK = "lock"
+_DESCRIPTION = "deployment.json"
+
+
+class StateFolder:
+    """One folder: ``logs/``, ``runs/``, ``flwr/``, ``store/``, ``deployment.json`` and locks."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder.absolute()
+        self.logs = self.folder / "logs"
+        self.runs = self.folder / "runs"
+        self.flower = self.folder / "flwr"
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the folder for one deployment; the kernel gives it back however the process ends.
+
+        Raises LocalError, which names the process that holds it.
+        """
+        for folder in (self.folder, self.logs, self.runs, self.flower):
+            folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / _LOCK).open("a+") as stream:
+            if not _lock(stream.fileno(), wait=False):
+                raise LocalError(
+                    f"{self.folder}: a deployment runs there already (pid {self._holder()}); "
+                    "end it with 'icos-fl down', or give another --state-dir"
+                )
+            stream.truncate(0)
+            stream.write(str(os.getpid()))
+            stream.flush()
+            yield
+
+    @contextlib.contextmanager
+    def one_run_at_a_time(self) -> Iterator[None]:
+        """Wait until no other process has a run of this deployment under way."""
+        with (self.folder / "run.lock").open("a") as stream:
+            _lock(stream.fileno(), wait=True)
+            yield
+
+    def is_running(self) -> bool:
+        """Does a launcher hold the folder?"""
+        try:
+            with (self.folder / _LOCK).open("r+") as stream:
+                return not _lock(stream.fileno(), wait=False)
+        except FileNotFoundError:
+            return False
+
+    def write(self, description: Mapping[str, Any]) -> None:
+        """Replace the description of the deployment, at once or not at all."""
+        path = self.folder / _DESCRIPTION
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(description, indent=1))
+        temporary.replace(path)
+
+    def read(self) -> dict[str, Any]:
+        """The description of the deployment that is or was here; raises NothingRunning if none."""
+        try:
+            description: dict[str, Any] = json.loads((self.folder / _DESCRIPTION).read_text())
+        except FileNotFoundError:
+            raise self._nothing() from None
+        except (OSError, ValueError) as error:
+            raise LocalError(f"{self.folder / _DESCRIPTION}: cannot be read: {error}") from None
+        return description
+
+    def read_running(self) -> dict[str, Any]:
+        """``read`` of a deployment that runs now; raises NothingRunning if none does."""
+        if not self.is_running():
+            raise self._nothing()
+        return self.read()
+
+    def last_run(self, since_unix_s: float) -> Path | None:
+        """The folder of the newest run whose history was written since then."""
+        written = {path: path.stat().st_mtime for path in self.runs.glob("*/history.json")}
+        newest = max(written, key=lambda path: written[path], default=None)
+        if newest is None or written[newest] < since_unix_s:
+            return None
+        return newest.parent
+
+    def new_run(self) -> Path:
+        """A name for the next run's folder, which is not made."""
+        numbers = [int(path.name) for path in self.runs.iterdir() if path.name.isdigit()]
+        return self.runs / f"{max(numbers, default=0) + 1:04}"
+
+    def _nothing(self) -> NothingRunning:
+        return NothingRunning(
+            f"{self.folder}: no deployment runs there; start one with 'icos-fl up --keep'"
+        )
+
+    def _holder(self) -> str:
+        return (self.folder / _LOCK).read_text().strip() or "unknown"
+
+
+def _lock(descriptor: int, *, wait: bool) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    return True

@@ -1,0 +1,264 @@
+"""Starts the components as processes, notices when one dies, and stops them without a rest."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, TypeVar
+
+from icos_fl_local import guard
+from icos_fl_local.errors import LocalError
+
+T = TypeVar("T")
+_POLL_SECONDS = 0.1
+_LOG_LINES = 10
+# Becomes the component after asking the kernel to kill it with us. A preexec_fn would do it in the
+# forked child, which is not safe once gRPC has its threads.
+_SHIM = str(Path(guard.__file__).with_name("shim.py"))
+
+
+@dataclass(frozen=True)
+class Component:
+    """One process of the deployment."""
+
+    name: str
+    command: tuple[str, ...]
+    env: Mapping[str, str] = field(default_factory=dict)
+    """Beside the supervisor's own."""
+    port: int | None = None
+    ready: Callable[[], bool] = lambda: True
+    """Asked again and again, from when the process runs: may it be used? Must return at once."""
+    after: tuple[str, ...] = ()
+    """Components that must be ready before it starts; they stop after it."""
+    stop_seconds: float = 20.0
+    """How long it may take to end after SIGTERM; then it is killed."""
+
+
+class ComponentDied(LocalError):
+    """A component ended by itself."""
+
+
+class TaskFailed(LocalError):
+    """A command that should have worked did not."""
+
+
+@dataclass
+class _Running:
+    component: Component
+    process: subprocess.Popen[bytes]
+    log: Path
+    is_ready: bool = False
+
+
+class Supervisor:
+    """Runs components and short commands (tasks) as children of this process.
+
+    Not for more than one thread at a time. Use it as a context manager: leaving it stops all.
+    """
+
+    def __init__(
+        self,
+        log_folder: Path,
+        env: Mapping[str, str],
+        changed: Callable[[str, str], None] = lambda _name, _state: None,
+    ) -> None:
+        """*changed* hears of a component's states: starting, up, stopping, stopped."""
+        self._log_folder = log_folder
+        self._env = dict(env)
+        self._changed = changed
+        self._running: dict[str, _Running] = {}
+        self._tasks: list[subprocess.Popen[bytes]] = []
+        guard.adopt_orphans()
+
+    def __enter__(self) -> "Supervisor":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.stop()
+
+    @property
+    def pids(self) -> dict[str, int]:
+        """Process ids of the components that were started, in order."""
+        return {name: running.process.pid for name, running in self._running.items()}
+
+    def log_path(self, name: str) -> Path:
+        """Where *name* logs."""
+        return self._log_folder / f"{name}.log"
+
+    def start(
+        self,
+        components: Iterable[Component],
+        wait_for: Iterable[str] | None = None,
+        timeout_seconds: float = 120.0,
+    ) -> list[Component]:
+        """Start *components*, each when those it comes after are ready, as parallel as that allows.
+
+        Returns when those in *wait_for* (default: all) are ready, with the ones that could not
+        start yet; give them to the next call. Raises ComponentDied, and LocalError at the timeout.
+        """
+        waiting = list(components)
+        names = [component.name for component in waiting]
+        wanted = set(names if wait_for is None else wait_for)
+        deadline = time.monotonic() + timeout_seconds
+        while True:
+            self.check()
+            for component in list(waiting):
+                if all(self._is_ready(name) for name in component.after):
+                    waiting.remove(component)
+                    self._start(component)
+            missing = sorted(name for name in wanted if not self._is_ready(name))
+            if not missing and (wait_for is not None or not waiting):
+                return waiting
+            if time.monotonic() > deadline:
+                raise self._not_ready(missing, timeout_seconds)
+            time.sleep(_POLL_SECONDS)
+
+    def check(self) -> None:
+        """Raise ComponentDied if a component has ended."""
+        for running in self._running.values():
+            status = running.process.poll()
+            if status is not None:
+                raise ComponentDied(
+                    f"{running.component.name} died ({_ending(status)})" + _log_end(running.log)
+                )
+
+    def call(
+        self, name: str, command: tuple[str, ...], env: Mapping[str, str] | None = None
+    ) -> str:
+        """Run *command* to its end and return what it printed; its errors go to the log of *name*.
+
+        Raises TaskFailed if its exit status is not 0, ComponentDied as soon as a component dies.
+        """
+        log = self.log_path(name)
+        out_path = log.with_suffix(".out")
+        with out_path.open("wb") as out, log.open("ab") as errors:
+            process = self._popen(command, env or {}, out, errors)
+        self._tasks.append(process)
+        while process.poll() is None:
+            self.check()
+            time.sleep(_POLL_SECONDS)
+        self._tasks.remove(process)
+        printed = out_path.read_text(errors="replace")
+        out_path.unlink()
+        if process.returncode != 0:
+            with log.open("a") as stream:
+                stream.write(printed)
+            raise TaskFailed(f"{name} failed ({_ending(process.returncode)})" + _log_end(log))
+        return printed
+
+    def during(self, work: Callable[[], T]) -> T:
+        """Call *work* in a thread, and watch the components meanwhile; return what it returns."""
+        outcome: list[T] = []
+        problem: list[Exception] = []
+
+        def run() -> None:
+            try:
+                outcome.append(work())
+            except Exception as error:
+                problem.append(error)
+
+        thread = threading.Thread(target=run, daemon=True)
+        thread.start()
+        while thread.is_alive():
+            self.check()
+            thread.join(_POLL_SECONDS)
+        if problem:
+            self.check()  # a component's death explains the failure better than the failure does
+            raise problem[0]
+        return outcome[0]
+
+    def stop(self) -> list[str]:
+        """Stop everything; return the names of processes that had to be found and killed."""
+        for task in self._tasks:
+            _send(task, signal.SIGTERM)
+        left = [running for running in self._running.values() if running.process.poll() is None]
+        stopping: dict[str, float] = {}
+        while left:
+            for running in left:
+                name = running.component.name
+                users = {other.component.name for other in left if name in other.component.after}
+                if not users and name not in stopping:
+                    self._changed(name, "stopping")
+                    _send(running.process, signal.SIGTERM)
+                    stopping[name] = time.monotonic() + running.component.stop_seconds
+                if time.monotonic() > stopping.get(name, float("inf")):
+                    running.process.kill()
+            time.sleep(_POLL_SECONDS / 2)
+            for running in [r for r in left if r.process.poll() is not None]:
+                left.remove(running)
+                self._changed(running.component.name, "stopped")
+        for task in self._tasks:
+            if task.poll() is None:
+                task.kill()
+                task.wait()
+        self._running.clear()
+        self._tasks.clear()
+        return guard.end_descendants(grace_seconds=2.0)
+
+    def _start(self, component: Component) -> None:
+        log = self.log_path(component.name)
+        with log.open("wb") as stream:
+            process = self._popen(component.command, component.env, stream, stream)
+        self._running[component.name] = _Running(component, process, log)
+        self._changed(component.name, "starting")
+
+    def _popen(
+        self,
+        command: tuple[str, ...],
+        env: Mapping[str, str],
+        out: IO[bytes],
+        errors: IO[bytes],
+    ) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [sys.executable, "-I", "-S", _SHIM, str(os.getpid()), *command],
+            env=self._env | dict(env),
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=errors,
+            start_new_session=True,  # Ctrl-C on the terminal is for the launcher alone
+        )
+
+    def _is_ready(self, name: str) -> bool:
+        running = self._running.get(name)
+        if running is None:
+            return False
+        if not running.is_ready and running.component.ready():
+            running.is_ready = True
+            self._changed(name, "up")
+        return running.is_ready
+
+    def _not_ready(self, missing: list[str], timeout_seconds: float) -> LocalError:
+        first = next((name for name in missing if name in self._running), missing[0])
+        return LocalError(
+            f"not ready within {timeout_seconds:g} s: {', '.join(missing)}; {first}"
+            + _log_end(self.log_path(first))
+        )
+
+
+def log_tail(log: Path, lines: int) -> list[str]:
+    """The last *lines* of a file, reading no more than its last 64 KiB."""
+    with log.open("rb") as stream:
+        stream.seek(max(0, log.stat().st_size - 65536))
+        return stream.read().decode(errors="replace").splitlines()[-lines:]
+
+
+def _log_end(log: Path) -> str:
+    lines = log_tail(log, _LOG_LINES) if log.exists() else []
+    text = "".join(f"\n  | {line}" for line in lines) if lines else "\n  | (it logged nothing)"
+    return f"; its last lines:{text}\nlog: {log}"
+
+
+def _ending(status: int) -> str:
+    if status >= 0:
+        return f"exit status {status}"
+    return f"killed by {signal.Signals(-status).name}"
+
+
+def _send(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    if process.poll() is None:
+        process.send_signal(number)

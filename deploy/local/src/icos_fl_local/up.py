@@ -1,0 +1,362 @@
+"""``icos-fl up``: from nothing to a judged forecast, and back to nothing."""
+
+import json
+import math
+import os
+import shutil
+import socket
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from ruamel.yaml import YAML
+
+from icos_fl_local import doctor, guard, host, replay, report, run, run_config, traces
+from icos_fl_local.deployment import (
+    SERVICES,
+    STORE,
+    Deployment,
+    assign_ports,
+    component_names,
+    parse_ports,
+)
+from icos_fl_local.errors import LocalError, UsageError
+from icos_fl_local.processor_client import ProcessorClient
+from icos_fl_local.progress import Progress, to
+from icos_fl_local.run_config import Value
+from icos_fl_local.state import StateFolder
+from icos_fl_local.supervisor import Supervisor
+
+NODES_DEFAULT = 4
+_WINDOW_ROWS_MIN, _WINDOW_ROWS_MAX = 300, 100_000
+_HOST_SAMPLING_SECONDS_MAX = 5.0
+_LOOK_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class Options:
+    """The command line of ``up``."""
+
+    state_folder: Path
+    out: Path
+    source: str = "replay"
+    traces: Path | None = None
+    nodes: int | None = None
+    rounds: int | None = None
+    metrics: tuple[str, ...] = ()
+    overrides: tuple[str, ...] = ()
+    ports: tuple[str, ...] = ()
+    json: bool = False
+    keep: bool = False
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the rows come from."""
+
+    name: str
+    nodes: tuple[str, ...]
+    columns: tuple[str, ...]
+    """Of all nodes; empty if they are known only when they come."""
+    sampling_seconds: float
+    """Of the coarsest node."""
+    bridge: Mapping[str, Any]
+    """The bridge's configuration."""
+    recorded: tuple[traces.Trace, ...] = ()
+
+
+def overrides_of(options: Options) -> dict[str, Value]:
+    """The run configuration that the user asks for; raises UsageError."""
+    overrides = run_config.parse(options.overrides)
+    if options.rounds is not None:
+        if "num-server-rounds" in overrides:
+            raise UsageError("--rounds and -c num-server-rounds=… are the same: give one of them")
+        overrides["num-server-rounds"] = options.rounds
+    if int(overrides.get("num-server-rounds", 1)) < 1:
+        raise UsageError(f"--rounds {overrides['num-server-rounds']}: at least 1 is needed")
+    if options.metrics and "metric" in overrides:
+        raise UsageError("--metric and -c metric=… are the same: give one of them")
+    return overrides
+
+
+def asked_metrics(options: Options, overrides: Mapping[str, Value]) -> list[str]:
+    """The metrics that the user names, by --metric or by -c."""
+    if options.metrics:
+        return list(options.metrics)
+    return [name.strip() for name in str(overrides.get("metric", "")).split(",") if name.strip()]
+
+
+def open_source(options: Options, overrides: Mapping[str, Value]) -> Source:
+    """Read the traces, or get ready to measure; raises UsageError or TraceError."""
+    if options.nodes is not None and options.nodes < 1:
+        raise UsageError(f"--nodes {options.nodes}: at least 1 is needed")
+    if options.source == "host":
+        return _host_source(options, overrides)
+    folder = options.traces or traces.SHIPPED
+    loaded = traces.load(folder, options.nodes)
+    if options.nodes is None:
+        loaded = loaded[:NODES_DEFAULT]
+    rows = max(len(trace.times_s) for trace in loaded)
+    if rows > _WINDOW_ROWS_MAX:
+        raise LocalError(f"{folder}: a trace has {rows} rows, {_WINDOW_ROWS_MAX} are the limit")
+    columns = sorted({traces.column_of(name) for trace in loaded for name in trace.columns})
+    return Source(
+        "replay",
+        tuple(trace.node for trace in loaded),
+        tuple(columns),
+        max(trace.interval_seconds for trace in loaded),
+        traces.bridge_config(loaded),
+        tuple(loaded),
+    )
+
+
+def _host_source(options: Options, overrides: Mapping[str, Value]) -> Source:
+    if options.traces:
+        raise UsageError("--traces is for --source replay")
+    if (options.nodes or 1) != 1:
+        raise UsageError(f"--nodes {options.nodes}: --source host has one node, this machine")
+    step = float(overrides.get("interval", 0)) or 15.0
+    sampling = min(_HOST_SAMPLING_SECONDS_MAX, step)
+    steps = int(overrides.get("time-step", 60)) + int(overrides.get("horizon", 300 / step))
+    rows = math.ceil(5 * steps * step / sampling)
+    rows = min(max(rows, _WINDOW_ROWS_MIN), _WINDOW_ROWS_MAX)
+    node = socket.gethostname() or "localhost"
+    return Source("host", (node,), (), sampling, {"window_rows": rows})
+
+
+def up(options: Options) -> int:
+    """Do it all; return the exit status.
+
+    Raises LocalError, TraceError, ReplayError and Interrupted.
+    """
+    overrides = overrides_of(options)
+    given_ports = parse_ports(options.ports)
+    source = open_source(options, overrides)
+    metrics = asked_metrics(options, overrides)
+    if source.columns:
+        metrics = run_config.choose_metrics(metrics, source.columns)
+    ports = assign_ports(component_names(source.nodes), given_ports)
+    bad = [check for check in doctor.examine(options.state_folder, given_ports) if not check.ok]
+    if bad:
+        raise LocalError("\n".join(check.line() for check in bad))
+    state = StateFolder(options.state_folder)
+    with state.lock(), Progress(to(options.json)) as progress:
+        deployment = Deployment(state, source.nodes, ports)
+        session = _Session(options, overrides, source, metrics, deployment, progress)
+        try:
+            return session.run()
+        except LocalError as error:
+            session.note("failed", str(error).splitlines()[0])
+            raise
+        finally:
+            if session.state != "failed":
+                session.note("stopped", "")
+
+
+class _Session:
+    """One ``up``, from the first process to the last."""
+
+    def __init__(
+        self,
+        options: Options,
+        overrides: dict[str, Value],
+        source: Source,
+        metrics: list[str],
+        deployment: Deployment,
+        progress: Progress,
+    ) -> None:
+        self.options = options
+        self.overrides = overrides
+        self.source = source
+        self.metrics = metrics
+        self.deployment = deployment
+        self.progress = progress
+        self.state = "starting"
+        self._reason = ""
+        self._started = time.time()
+        self._supervisor = Supervisor(deployment.state.logs, deployment.env(), self._changed)
+
+    def run(self) -> int:
+        """Everything between the first component's start and the last one's end."""
+        with self._supervisor:
+            self._bring_up()
+            if self.source.name == "host":
+                self._train_again_and_again()
+            self._train_and_tell()
+            if self.options.keep:
+                self._keep()
+                while True:
+                    self._supervisor.check()
+                    time.sleep(0.5)
+        self.progress.stage("stop")
+        self.progress.release()
+        self.progress.say(self.progress.timing())
+        return 0
+
+    def note(self, state: str, reason: str) -> None:
+        """Write down where the deployment is, for the other commands."""
+        self.state, self._reason = state, reason
+        pids = self._supervisor.pids
+        self.deployment.state.write(
+            {
+                "pid": os.getpid(),
+                "state": state,
+                "reason": reason,
+                "source": self.source.name,
+                "started_unix_s": self._started,
+                "nodes": list(self.source.nodes),
+                "metrics": self.metrics,
+                "sampling_seconds": self.source.sampling_seconds,
+                "overrides": self.overrides,
+                "components": {
+                    name: {"pid": pids.get(name), "port": port}
+                    for name, port in self.deployment.ports.items()
+                },
+            }
+        )
+
+    def _changed(self, name: str, state: str) -> None:
+        self.progress.component(name, state)
+        if state == "starting":
+            self.note(self.state, "")
+
+    def _bring_up(self) -> None:
+        if self.source.name == "replay":  # else rows of other traces would be among these
+            shutil.rmtree(self.deployment.state.folder / "store", ignore_errors=True)
+        bridge_config = self.deployment.state.folder / "bridge.yaml"
+        with bridge_config.open("w") as stream:
+            YAML().dump(dict(self.source.bridge), stream)
+        # Flower's parts start while the rows already flow.
+        later = self._supervisor.start(
+            self.deployment.components(bridge_config), wait_for=(*STORE, *SERVICES)
+        )
+        self.progress.stage("start")
+        if self.source.name == "replay":
+            self._replay()
+            self.progress.stage("feed")
+        self._supervisor.start(later, wait_for=self.deployment.ports)
+        self.progress.stage("start Flower")
+        self.note("running", "")
+
+    def _replay(self) -> None:
+        endpoint = self.deployment.address("bridge")
+        sent = self.progress.rows
+        self._supervisor.during(lambda: replay.send(self.source.recorded, endpoint, sent))
+
+    def _config(self) -> dict[str, Value]:
+        return new_config(
+            self.deployment, self.overrides, self.metrics, self.source.sampling_seconds
+        )
+
+    def _train_and_tell(self) -> None:
+        result = train_and_judge(
+            self.deployment, self._supervisor, self._config(), self.source.name, self.progress
+        )
+        tell(result, self.options.out, self.progress, as_json=self.options.json)
+
+    def _train_again_and_again(self) -> None:
+        node = self.source.nodes[0]
+        source = host.start(self.deployment.address("bridge"), node, self.source.sampling_seconds)
+        try:
+            while True:
+                self._wait_for_rows(node)
+                self._train_and_tell()
+                if self.options.keep:
+                    self._keep()
+        finally:
+            source.stop()
+
+    def _wait_for_rows(self, node: str) -> None:
+        with ProcessorClient(self.deployment.address("processor")) as processor:
+            while True:
+                self._supervisor.check()
+                missing = self._missing_rows(processor, node)
+                if missing == 0:
+                    return
+                time.sleep(_LOOK_SECONDS)
+
+    def _missing_rows(self, processor: ProcessorClient, node: str) -> int | None:
+        """Rows until every metric can be learned; None while there is no window."""
+        window = processor.windows().get(node)
+        if window is None or not window.columns:
+            self.progress.training("waiting for the first rows")
+            return None
+        if not self.metrics or not set(self.metrics) <= set(window.columns):
+            self.metrics = run_config.choose_metrics(self.metrics, window.columns)
+        found = processor.readiness(node, self.metrics, self._config())
+        missing = max(readiness.missing_rows for readiness in found.values())
+        self.progress.rows(node, window.rows, window.rows + missing if missing else None)
+        return missing
+
+    def _keep(self) -> None:
+        self.progress.release()
+        self.progress.say(
+            f"left running in {self.deployment.state.folder}: "
+            "icos-fl status, watch, window, train, forecast, logs, down"
+        )
+        guard.kept(self.deployment.state.logs / "launcher.log")
+
+
+def new_config(
+    deployment: Deployment,
+    overrides: Mapping[str, Value],
+    metrics: Sequence[str],
+    sampling_seconds: float,
+) -> dict[str, Value]:
+    """The configuration of the next run, with a result folder of its own unless one is given."""
+    config = run_config.complete(
+        overrides, metrics, len(deployment.nodes), sampling_seconds, deployment.address("metadata")
+    )
+    given = overrides.get("result-dir")
+    folder = Path(str(given)).absolute() if given else deployment.state.new_run()
+    return config | {"result-dir": str(folder)}
+
+
+def train_and_judge(
+    deployment: Deployment,
+    supervisor: Supervisor,
+    config: dict[str, Value],
+    source: str,
+    progress: Progress,
+    *,
+    stop_if_interrupted: bool = False,
+) -> dict[str, Any]:
+    """A run, and what its model is worth: the result that ``report`` shows and --json prints."""
+    metrics = str(config["metric"]).split(",")
+    progress.training("training: waiting for nodes")
+    with deployment.state.one_run_at_a_time():
+        history = run.train(
+            deployment, supervisor, config, progress, stop_if_interrupted=stop_if_interrupted
+        )
+    progress.stage("train")
+    backtest = run.judge(deployment, supervisor, "backtest", metrics)
+    forecast = run.judge(deployment, supervisor, "forecast", metrics)
+    progress.stage("judge")
+    return {
+        "source": source,
+        "nodes": list(deployment.nodes),
+        "metrics": metrics,
+        "run_config": config,
+        "history": history,
+        "backtest": backtest,
+        "forecast": forecast,
+        "stages": list(progress.stages),
+    }
+
+
+def tell(result: dict[str, Any], out: Path, progress: Progress, *, as_json: bool) -> None:
+    """Write the report; print the table, or the result as JSON."""
+    files = [str(file) for file in report.write(out, result)]
+    progress.stage("report")
+    if as_json:
+        print(json.dumps(result | {"stages": progress.stages, "report": files}), flush=True)
+    else:
+        progress.release()
+        console = Console(file=sys.stdout)
+        wide = console if console.is_terminal else Console(file=sys.stdout, width=140)
+        wide.print(report.table(result), markup=False, highlight=False)
+    progress.say(f"report: {files[0] if files else out}")
