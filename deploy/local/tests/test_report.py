@@ -1,0 +1,326 @@
+"""The report: what it says of a result, and what it refuses to leave out."""
+
+import copy
+import io
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from icos_fl_local import plots, report
+from matplotlib import image
+from rich.console import Console
+
+START_S = 1_423_849_200.0
+STEP_S = 15.0
+
+
+def backtest_entry(
+    node: str, metric: str, unit: str, level: float, mae: tuple[float, float, float]
+) -> dict[str, Any]:
+    """A backtest's result as `icos-fl-client` prints it: 60 steps of window, 20 of forecast."""
+    random = np.random.default_rng(len(node) * 100 + len(metric))
+    walk = level + np.cumsum(random.normal(0, level * 0.02, 80))
+    ahead = np.arange(1, 21)
+    names = ("federated", "last_value", "window_mean")
+    yhat = walk[59] + (walk[:60].mean() - walk[59]) * (1 - np.exp(-ahead / 15))
+    spread = level * 0.02 * np.sqrt(ahead)
+    times = START_S + STEP_S * np.arange(80)
+    return {
+        "node": node,
+        "metric": metric,
+        "unit": unit,
+        "round": 5,
+        "interval_seconds": STEP_S,
+        "lookback": 60,
+        "horizon": 20,
+        "origins": 40,
+        "values": 800,
+        "mae": dict(zip(names, mae, strict=True)),
+        "best": names[int(np.argmin(mae))],
+        "coverage": {"80": 0.75, "95": 0.94},
+        "plot": {
+            "window_time_unix_s": times[:60].tolist(),
+            "window": walk[:60].tolist(),
+            "time_unix_s": times[60:].tolist(),
+            "yhat": yhat.tolist(),
+            "lower_80": (yhat - 1.28 * spread).tolist(),
+            "upper_80": (yhat + 1.28 * spread).tolist(),
+            "lower_95": (yhat - 1.96 * spread).tolist(),
+            "upper_95": (yhat + 1.96 * spread).tolist(),
+            "actual": walk[60:].tolist(),
+        },
+    }
+
+
+def forecast_entry(node: str, metric: str, unit: str) -> dict[str, Any]:
+    steps = np.arange(1, 21)
+    return {
+        "node": node,
+        "metric": metric,
+        "unit": unit,
+        "round": 5,
+        "model_age_seconds": 3.0,
+        "interval_seconds": STEP_S,
+        "last_time_unix_s": START_S,
+        "last_value": 188.4,
+        "time_unix_s": (START_S + STEP_S * steps).tolist(),
+        "yhat": (190.0 + steps).tolist(),
+        "lower_80": (180.0 + steps).tolist(),
+        "upper_80": (200.0 + steps).tolist(),
+        "lower_95": (170.0 + steps).tolist(),
+        "upper_95": (210.0 + steps).tolist(),
+    }
+
+
+@pytest.fixture
+def result() -> dict[str, Any]:
+    """Two nodes, two metrics, no memory on node-b. The federated model is best once in three."""
+    metrics = ["power_consumption", "memory_usage"]
+    no_memory = {"node": "node-b", "metric": "memory_usage", "reason": "no such column"}
+    calm = backtest_entry("node-b", "power_consumption", "W", 45.0, (2.0, 1.0, 3.0))
+    return {
+        "nodes": ["node-a", "node-b"],
+        "metrics": metrics,
+        "backtest": {
+            "results": [
+                backtest_entry("node-a", "power_consumption", "W", 190.0, (3.0, 4.0, 5.0)),
+                backtest_entry("node-a", "memory_usage", "MiB", 24_000.0, (1234.5, 1000.0, 1500.0)),
+                {**calm, "coverage": {"80": 0.9, "95": 0.97}, "values": 2400},
+            ],
+            "unavailable": [dict(no_memory)],
+        },
+        "forecast": {
+            "forecasts": [forecast_entry("node-a", "power_consumption", "W")],
+            "unavailable": [dict(no_memory)],
+        },
+        "history": {
+            "protocol": 1,
+            "run": "1",
+            "state": "finished",
+            "reason": "",
+            "metrics": metrics,
+            "rounds_total": 2,
+            "nodes": {"node-a": {"metrics": {"power_consumption": 1200}, "cause": ""}},
+            "rounds": [round_entry(number, metrics) for number in (1, 2)],
+        },
+        "stages": [{"name": "start", "seconds": 12.25}, {"name": "train", "seconds": 60.0}],
+        "source": {"kind": "replay", "traces": ["a.csv", "b.csv"]},
+    }
+
+
+def round_entry(number: int, metrics: list[str]) -> dict[str, Any]:
+    loss = {"train_loss": 1.0 / number, "eval_loss": 1.1 / number}
+    return {
+        "round": number,
+        "state": "finished",
+        "reason": "",
+        "started_unix_s": START_S,
+        "seconds": 9.5,
+        "metrics": {
+            metric: {**loss, "mae": 3.0, "naive_mae": 3.1, "num_examples": 900, "nodes": 2}
+            for metric in metrics
+        },
+        "nodes": {node: {"state": "ok", "cause": ""} for node in ("node-a", "node-b")},
+    }
+
+
+class _Links(HTMLParser):
+    """Every address that a page would load or lead to."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.found: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found += [
+            value or "" for name, value in attrs if name in ("src", "href", "srcset", "action")
+        ]
+
+
+def page_of(folder: Path, result: dict[str, Any]) -> str:
+    return report.write(folder, result)[0].read_text()
+
+
+def test_summary_counts_where_the_federated_model_was_best_and_pools_coverage(result):
+    # (0.75 · 800 + 0.75 · 800 + 0.9 · 2400) / 4000 = 0.84
+    assert report.summary(result) == (
+        "The federated model was the best of the three in 1 of 3 pairs of node and metric; "
+        "its 80 % interval held 84 % of what then came."
+    )
+
+
+def test_summary_says_so_when_there_is_no_error(result):
+    result["backtest"]["results"] = []
+    assert "No error could be computed" in report.summary(result)
+
+
+def test_a_row_has_errors_ratio_coverage_and_the_next_five_minutes(result):
+    assert report.rows(result)[0] == report.Row(
+        node="node-a",
+        metric="power_consumption",
+        unit="W",
+        errors={"federated": "3.00", "last_value": "4.00", "window_mean": "5.00"},
+        best="federated",
+        ratio="0.75",
+        coverage="75 %",
+        ahead="188 → 210 in 5 min (200 to 220)",
+    )
+
+
+def test_rows_are_those_nodes_and_metrics_of_which_something_is_known(result):
+    assert [(row.node, row.metric) for row in report.rows(result)] == [
+        ("node-a", "power_consumption"),
+        ("node-a", "memory_usage"),
+        ("node-b", "power_consumption"),
+    ]
+
+
+def test_a_horizon_shorter_than_five_minutes_is_named_by_its_end(result):
+    entry = result["forecast"]["forecasts"][0]
+    entry["time_unix_s"] = [START_S + second for second in range(1, 21)]
+    assert report.rows(result)[0].ahead == "188 → 210 in 20 s (200 to 220)"
+
+
+def test_a_constant_metric_has_no_ratio(result):
+    result["backtest"]["results"][0]["mae"] = {
+        "federated": 0.0,
+        "last_value": 0.0,
+        "window_mean": 0.0,
+    }
+    assert report.rows(result)[0].ratio == ""
+
+
+def test_text_marks_the_best_of_the_three_alone(result):
+    line = next(
+        line
+        for line in report.text(result).splitlines()
+        if "memory_usage" in line and "MiB" in line
+    )
+    assert re.findall(r"[\d,.]+(?: \*)?", line)[:3] == ["1,234", "1,000 *", "1,500"]
+
+
+def test_text_lists_what_is_unavailable_once_with_its_reason(result):
+    expected = "node-b, memory_usage: no backtest and no forecast: no such column"
+    assert report.text(result).count(expected) == 1
+
+
+def test_table_fits_a_terminal_without_losing_a_number(result):
+    console = Console(file=io.StringIO(), width=100)
+    console.print(report.table(result))
+    shown = console.file.getvalue()
+    assert all(word in shown for word in ("3.00", "4.00", "5.00", "0.75", "1,234"))
+    assert max(map(len, shown.splitlines())) <= 100
+
+
+def test_node_names_are_not_read_as_markup(result):
+    result["nodes"] = ["[red]x[/]"]
+    for entry in (*result["backtest"]["results"], *result["forecast"]["forecasts"]):
+        entry["node"] = "[red]x[/]"
+    assert "[red]x[/]" in report.text(result)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [(24_879.4, "24,879"), (312.46, "312"), (14.26, "14.3"), (3.14159, "3.14"), (0.0123, "0.0123"),
+     (0.0, "0.00"), (-14.26, "-14.3"), (None, ""), (float("nan"), "")],
+)  # fmt: skip
+def test_numbers_show_the_digits_that_mean_something(value, expected):
+    assert report.number(value) == expected
+
+
+def test_write_gives_the_page_first_then_json_and_plots(result, tmp_path):
+    names = [file.name for file in report.write(tmp_path / "out", result)]
+    assert names == [
+        "index.html",
+        "result.json",
+        "forecast-node-a-power_consumption.png",
+        "forecast-node-a-memory_usage.png",
+        "forecast-node-b-power_consumption.png",
+        "loss.png",
+    ]
+    assert sorted(names) == sorted(file.name for file in (tmp_path / "out").iterdir())
+
+
+def test_json_is_the_result_with_null_for_what_is_no_number(result, tmp_path):
+    expected = copy.deepcopy(result)
+    result["backtest"]["results"][0]["plot"]["actual"][3] = float("nan")
+    expected["backtest"]["results"][0]["plot"]["actual"][3] = None
+    written = report.write(tmp_path, result)[1]
+    assert json.loads(written.read_text()) == expected
+
+
+def test_page_loads_nothing_from_anywhere(result, tmp_path):
+    page = page_of(tmp_path, result)
+    assert [link[:22] for link in _Links(page).found] == ["data:image/png;base64,"] * 4
+    assert re.findall(r"https?://|@import|url\(", page) == []
+
+
+def test_page_escapes_what_came_from_outside(result, tmp_path):
+    result["backtest"]["unavailable"][0]["reason"] = "<script>alert(1)</script>"
+    page = page_of(tmp_path, result)
+    assert "<script>" not in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+
+
+def test_page_names_the_round_and_node_that_failed(result, tmp_path):
+    result["history"]["rounds"][1]["nodes"]["node-b"] = {
+        "state": "failed",
+        "cause": "out of memory",
+    }
+    assert "round 2, node-b: failed: out of memory" in page_of(tmp_path, result)
+
+
+def test_page_marks_the_best_of_each_row(result, tmp_path):
+    cells = re.findall(r'<td class="best">(.*?)</td>', page_of(tmp_path, result))
+    assert cells == ["3.00 ★", "1,000 ★", "1.00 ★"]
+
+
+def test_a_run_without_any_result_still_gives_a_page(result, tmp_path):
+    result |= {"backtest": {}, "forecast": {}, "history": {}}
+    assert "No error could be computed" in page_of(tmp_path, result)
+
+
+def test_names_that_no_file_can_have_make_files_that_are_apart(result, tmp_path):
+    for entry, node in zip(result["backtest"]["results"], ["../a", "*/a", "_/a"], strict=True):
+        entry |= {"node": f"../{node}", "metric": "m"}
+    written = report.write(tmp_path, result)
+    assert all(file.parent == tmp_path for file in written)
+    assert len(set(written)) == len(written) == 6
+
+
+def test_a_plot_is_a_png_of_a_readable_size(result):
+    png = plots.forecast("node-a", result["backtest"]["results"][0])
+    height, width, _ = image.imread(io.BytesIO(png)).shape
+    assert (width, height) == (952, 476)
+
+
+def test_values_that_are_missing_leave_a_plot_whole(result):
+    entry = result["backtest"]["results"][0]
+    entry["plot"]["actual"] = [None] * 20
+    entry["plot"]["window"][5] = None
+    assert plots.forecast("node-a", entry).startswith(b"\x89PNG")
+
+
+def test_there_is_no_loss_plot_without_a_round():
+    assert plots.loss({"rounds": []}, ["cpu_usage"]) is None
+
+
+def test_thinning_keeps_the_peak_and_the_order():
+    times = np.arange(100_000.0)
+    values = np.zeros(100_000)
+    values[54_321] = 7.0
+    values[54_322] = -7.0
+    thin_times, thin_values = plots.thin(times, values, 1_000)
+    assert len(thin_times) <= 1_000
+    assert (thin_values.max(), thin_values.min()) == (7.0, -7.0)
+    assert (np.diff(thin_times) > 0).all()
+
+
+def test_a_short_line_is_not_thinned():
+    times, values = np.arange(10.0), np.arange(10.0)
+    assert plots.thin(times, values)[1] is values
