@@ -1,0 +1,47 @@
+"""A small cache: what was used last, up to a number of bytes."""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class Recent(Generic[T]):
+    """Keeps the values that were used last while all together are at most *bytes_max*.
+
+    A value is made once however many threads ask for it at once; they wait for the first.
+    """
+
+    def __init__(self, bytes_max: int, bytes_of: Callable[[T], int]) -> None:
+        self._bytes_max = bytes_max
+        self._bytes_of = bytes_of
+        self._values: OrderedDict[Hashable, T] = OrderedDict()
+        self._making: dict[Hashable, threading.Lock] = {}
+        self._lock = threading.Lock()
+
+    def get(self, key: Hashable, make: Callable[[], T]) -> T:
+        """The value of *key*, made if it is not kept. What *make* raises is raised, and not kept."""
+        with self._lock:
+            if key in self._values:
+                self._values.move_to_end(key)
+                return self._values[key]
+            making = self._making.setdefault(key, threading.Lock())
+        with making:
+            with self._lock:
+                if key in self._values:
+                    return self._values[key]
+            try:
+                value = make()
+                self._keep(key, value)
+            finally:
+                with self._lock:
+                    self._making.pop(key, None)
+            return value
+
+    def _keep(self, key: Hashable, value: T) -> None:
+        with self._lock:
+            self._values[key] = value
+            while sum(map(self._bytes_of, self._values.values())) > self._bytes_max:
+                self._values.popitem(last=False)
