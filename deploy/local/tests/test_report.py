@@ -168,7 +168,8 @@ def test_a_row_has_errors_ratio_coverage_and_the_next_five_minutes(result):
         best="federated",
         ratio="0.75",
         coverage="75 %",
-        ahead="188 → 210 in 5 min (200 to 220)",
+        ahead="188 → 210 (200 to 220)",
+        ahead_span="5 min",
     )
 
 
@@ -183,7 +184,8 @@ def test_rows_are_those_nodes_and_metrics_of_which_something_is_known(result):
 def test_a_horizon_shorter_than_five_minutes_is_named_by_its_end(result):
     entry = result["forecast"]["forecasts"][0]
     entry["time_unix_s"] = [START_S + second for second in range(1, 21)]
-    assert report.rows(result)[0].ahead == "188 → 210 in 20 s (200 to 220)"
+    row = report.rows(result)[0]
+    assert (row.ahead, row.ahead_span) == ("188 → 210 (200 to 220)", "20 s")
 
 
 def test_a_constant_metric_has_no_ratio(result):

@@ -47,7 +47,9 @@ class Row:
     """Error of the federated model ÷ that of repeating the last value."""
     coverage: str
     ahead: str
-    """Now → in five minutes (or the horizon's end), with the 80 % interval."""
+    """The last value → the forecast, with its 80 % interval."""
+    ahead_span: str
+    """How far ahead: five minutes, or the nearest that the horizon has."""
 
 
 def write(folder: Path, result: Result) -> list[Path]:
@@ -135,8 +137,7 @@ def text(result: Result, width: int = 120) -> str:
 
 def _table(result: Result, lines: box.Box) -> Table:
     shown = Table(
-        title="Mean absolute error on rows that no node trained on (* best of the three), its ratio "
-        "to that of the last value,\nhow much of what came the 80 % interval held, and what comes next",
+        title="Mean absolute error on rows that no node trained on (* best of the three)",
         title_justify="left",
         caption=Text("\n".join([summary(result), *unavailable(result)])),
         caption_justify="left",
@@ -145,9 +146,9 @@ def _table(result: Result, lines: box.Box) -> Table:
     shown.add_column("node", no_wrap=True)
     shown.add_column("metric", no_wrap=True)
     shown.add_column("unit")
-    for heading in ("federated", "last value", "window mean", "ratio", "80 %"):
+    for heading in ("federated", "last value", "window mean", "÷ last", "80 % held"):
         shown.add_column(heading, justify="right")
-    shown.add_column("now → then (80 % interval)")
+    shown.add_column(_ahead_heading(rows(result)))
     before = ""
     for row in rows(result):
         errors = [
@@ -172,6 +173,7 @@ def _row(node: str, metric: str, errors: Result | None, ahead: Result | None) ->
     mae = errors["mae"] if errors else {}
     naive, federated = mae.get("last_value"), mae.get("federated")
     coverage = errors["coverage"].get("80") if errors else None
+    words, span = _ahead(ahead) if ahead else ("", "")
     return Row(
         node=node,
         metric=metric,
@@ -180,19 +182,19 @@ def _row(node: str, metric: str, errors: Result | None, ahead: Result | None) ->
         best=errors["best"] if errors else "",
         ratio=f"{federated / naive:.2f}" if naive and federated is not None else "",
         coverage=_percent(coverage) if coverage is not None else "",
-        ahead=_ahead(ahead) if ahead else "",
+        ahead=words,
+        ahead_span=span,
     )
 
 
-def _ahead(forecast: Result) -> str:
-    """Such as ``188 → 192 in 5 min (175 to 210)``."""
+def _ahead(forecast: Result) -> tuple[str, str]:
+    """Such as ``188 → 192 (175 to 210)`` and ``5 min``; empty where nothing is forecast."""
     last = forecast["last_time_unix_s"]
     steps = forecast["time_unix_s"]
     if not steps:
-        return ""
+        return "", ""
     step = min(range(len(steps)), key=lambda i: abs(steps[i] - last - _AHEAD_SECONDS))
     seconds = steps[step] - last
-    span = f"{seconds / 60:.3g} min" if seconds >= 60 else f"{seconds:.0f} s"
     now, then, low, high = (
         number(value)
         for value in (
@@ -202,7 +204,13 @@ def _ahead(forecast: Result) -> str:
             forecast["upper_80"][step],
         )
     )
-    return f"{now} → {then} in {span} ({low} to {high})"
+    span = f"{seconds / 60:.3g} min" if seconds >= 60 else f"{seconds:.0f} s"
+    return f"{now} → {then} ({low} to {high})", span
+
+
+def _ahead_heading(shown: list[Row]) -> str:
+    spans = sorted({row.ahead_span for row in shown if row.ahead_span})
+    return f"now → in {' or '.join(spans)} (80 % interval)"
 
 
 def number(value: float | None) -> str:
@@ -228,6 +236,7 @@ def _page(result: Result, pictures: list[tuple[str, str, str, bytes]]) -> str:
     )
     return environment.get_template("report.html").render(
         rows=rows(result),
+        ahead_heading=_ahead_heading(rows(result)),
         forecasters=FORECASTERS,
         summary=summary(result),
         unavailable=unavailable(result),

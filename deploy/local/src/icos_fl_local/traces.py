@@ -113,6 +113,8 @@ def _read(node: str, file: Path) -> Trace:
     columns = _columns(file, lines)
     if len(lines) == 1:
         raise TraceError(f"{file}: a header, but no rows")
+    if "" in lines:  # which the fast way would skip
+        _raise_for_bad_cell(file, lines, columns)
     try:
         table = np.loadtxt(lines[1:], delimiter=",", ndmin=2, comments=None)
     except ValueError as error:
@@ -172,7 +174,7 @@ def _raise_for_bad_cell(file: Path, lines: list[str], columns: tuple[str, ...]) 
     for number, line in enumerate(lines[1:], start=2):
         cells = line.split(",")
         if len(cells) != len(columns):
-            raise TraceError(f"{file}:{number}: {len(cells)} values, expected {len(columns)}")
+            raise TraceError(f"{file}:{number}: expected {len(columns)} values, found {len(cells)}")
         for column, cell, problem in _cell_problems(columns, cells):
             raise TraceError(f"{file}:{number}: column {column}: {cell!r} {problem}")
         time = float(cells[0])
