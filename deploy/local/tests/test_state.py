@@ -1,0 +1,66 @@
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from icos_fl_local.errors import LocalError, NothingRunning
+from icos_fl_local.state import StateFolder
+
+HOLDER = """
+import pathlib, sys, time
+from icos_fl_local.state import StateFolder
+with StateFolder(pathlib.Path(sys.argv[1])).lock():
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_second_deployment_in_a_folder_is_refused_naming_the_first(tmp_path: Path) -> None:
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(LocalError, match=rf"runs there already \(pid {holder.pid}\)"):
+            StateFolder(tmp_path).lock().__enter__()
+        assert StateFolder(tmp_path).is_running()
+    finally:
+        holder.kill()
+        holder.wait()
+    assert not StateFolder(tmp_path).is_running()
+
+
+def test_what_was_written_is_read(tmp_path: Path) -> None:
+    state = StateFolder(tmp_path)
+    state.write({"pid": 7})
+    assert state.read() == {"pid": 7}
+
+
+def test_nothing_runs_in_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(NothingRunning):
+        StateFolder(tmp_path / "none").read_running()
+
+
+def test_a_damaged_description_is_named(tmp_path: Path) -> None:
+    (tmp_path / "deployment.json").write_text("{")
+    with pytest.raises(LocalError, match=r"deployment\.json: cannot be read"):
+        StateFolder(tmp_path).read()
+
+
+def test_runs_are_numbered_on(tmp_path: Path) -> None:
+    state = StateFolder(tmp_path)
+    with state.lock():
+        assert state.new_run() == tmp_path / "runs" / "0001"
+        (tmp_path / "runs" / "0009").mkdir()
+        assert state.new_run() == tmp_path / "runs" / "0010"
+
+
+def test_the_last_run_is_one_of_this_deployment(tmp_path: Path) -> None:
+    state = StateFolder(tmp_path)
+    run = tmp_path / "runs" / "0001"
+    run.mkdir(parents=True)
+    (run / "history.json").write_text("{}")
+    assert state.last_run(since_unix_s=0.0) == run
+    assert state.last_run(since_unix_s=time.time() + 60) is None
