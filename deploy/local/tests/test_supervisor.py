@@ -156,7 +156,7 @@ def test_what_a_component_leaves_behind_is_found_and_ended(tmp_path: Path) -> No
 
 
 LAUNCHER = """
-    import os, pathlib, sys, time
+    import argparse, os, pathlib, sys, time
     from icos_fl_local import guard
     from icos_fl_local.__main__ import _finish
     from icos_fl_local.supervisor import Component, Supervisor
@@ -173,7 +173,7 @@ LAUNCHER = """
                 supervisor.check()
                 time.sleep(0.05)
 
-    sys.exit(guard.run_guarded(lambda: _finish(work, None)))
+    sys.exit(guard.run_guarded(lambda: _finish(work, argparse.Namespace(command='up'))))
 """
 
 

@@ -35,7 +35,8 @@ def _finish(command: Callable[[argparse.Namespace], int], arguments: argparse.Na
     try:
         return command(arguments)
     except Interrupted as interrupted:
-        print(f"interrupted ({interrupted}); everything is stopped", file=sys.stderr)
+        if arguments.command in _STOPPED:
+            print(f"interrupted ({interrupted}); {_STOPPED[arguments.command]}", file=sys.stderr)
         return interrupted.exit_status
     except LocalError as error:
         print(f"icos-fl: {error}", file=sys.stderr)
@@ -152,6 +153,8 @@ def _down(arguments: argparse.Namespace) -> int:
 
     return commands.down(StateFolder(arguments.state_dir))
 
+
+_STOPPED = {"up": "everything is stopped", "train": "the run is stopped"}
 
 _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "doctor": _doctor,

@@ -72,7 +72,7 @@ def run_guarded(work: Callable[[], int], *, keep: bool = False) -> int:
     so call it before there is a thread, and exit with what it returns.
     """
     if keep:
-        return _relay(lambda: _guard(work))
+        return _relay(work)
     return _guard(work)
 
 

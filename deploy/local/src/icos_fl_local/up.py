@@ -15,7 +15,7 @@ from typing import Any
 from rich.console import Console
 from ruamel.yaml import YAML
 
-from icos_fl_local import doctor, guard, host, replay, report, run, run_config, traces
+from icos_fl_local import doctor, guard, host, replay, run, run_config, traces
 from icos_fl_local.deployment import (
     SERVICES,
     STORE,
@@ -350,6 +350,8 @@ def train_and_judge(
 
 def tell(result: dict[str, Any], out: Path, progress: Progress, *, as_json: bool) -> None:
     """Write the report; print the table, or the result as JSON."""
+    from icos_fl_local import report  # Matplotlib takes a second, which no refusal should wait for
+
     files = [str(file) for file in report.write(out, result)]
     progress.stage("report")
     if as_json:
