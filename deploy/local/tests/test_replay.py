@@ -15,7 +15,7 @@ from google.rpc.status_pb2 import Status
 from hypothesis import given
 from hypothesis import strategies as st
 from icos_fl_local import replay
-from icos_fl_local.traces import Trace, unit_of
+from icos_fl_local.traces import POWER_METRIC, Trace, unit_of
 from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2 as pb
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2_grpc import (
     MetricsServiceServicer,
@@ -130,7 +130,7 @@ def test_watts_of_six_decimals_come_back_from_microwatts(watts):
     trace = trace_of("a", [1], power_w=[float(watts)])
     request = replay.request(trace, 0, 1)
     (metric,) = request.resource_metrics[0].scope_metrics[0].metrics
-    assert metric.name == replay.POWER_METRIC
+    assert metric.name == POWER_METRIC
     assert metric.gauge.data_points[0].as_int / 1e6 == float(watts)
 
 

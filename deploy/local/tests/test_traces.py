@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from icos_fl_local import replay, traces
+from icos_fl_local import traces
 from icos_fl_local.traces import TraceError
 
 
@@ -186,7 +186,7 @@ def test_four_traces_are_shipped_with_power_and_cpu():
 
 
 def test_the_power_of_shipped_traces_goes_out_as_scaphandre_sends_it():
-    assert all(replay.sent_as_microwatts(t, "power_w") for t in traces.load(traces.SHIPPED))
+    assert all(trace.has_whole_microwatts for trace in traces.load(traces.SHIPPED))
 
 
 def test_shipped_traces_move_in_the_part_that_is_tested_on():

@@ -116,7 +116,7 @@ def thin(
 
 def _figure(panels: int) -> tuple[Figure, list[Axes]]:
     width = 6.8 if panels == 1 else min(3.4 * panels, 10.2)
-    layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1)
+    layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.06)
     figure = Figure(figsize=(width, 3.4), dpi=140, layout=layout, facecolor="white")
     FigureCanvasAgg(figure)
     axes = list(figure.subplots(1, panels, squeeze=False)[0])

@@ -20,10 +20,9 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2_grpc import MetricsServiceStub
 from opentelemetry.proto.metrics.v1.metrics_pb2 import Metric, NumberDataPoint
 
-from icos_fl_local.traces import Trace, unit_of
+from icos_fl_local.traces import POWER_METRIC, Trace, unit_of
 
 ROWS_PER_REQUEST = 60
-POWER_METRIC = "scaph_host_power_microwatts"
 SCOPE_NAME = "icos_fl_local.replay"
 
 _ATTEMPT_SECONDS = 30.0
@@ -85,18 +84,10 @@ def request(trace: Trace, first: int, stop: int) -> ExportMetricsServiceRequest:
     return message
 
 
-def sent_as_microwatts(trace: Trace, column: str) -> bool:
-    """Whether *column* goes out as Scaphandre's power: watts that are all whole microwatts."""
-    if column != "power_w":
-        return False
-    watts = trace.values_tf[:, trace.columns.index(column)]
-    return bool((np.rint(watts * 1e6) / 1e6 == watts).all() and (np.abs(watts) < 2**40).all())
-
-
 def _metric(trace: Trace, column: str, index: int, times_ns: list[int], rows: slice) -> Metric:
     values = trace.values_tf[rows, index]
     metric = Metric()
-    if sent_as_microwatts(trace, column):
+    if column == "power_w" and trace.has_whole_microwatts:
         metric.name = POWER_METRIC
         metric.gauge.data_points.extend(
             NumberDataPoint(time_unix_nano=time_ns, as_int=value)

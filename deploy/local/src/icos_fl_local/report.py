@@ -147,7 +147,7 @@ def _table(result: Result, lines: box.Box) -> Table:
     shown.add_column("metric", no_wrap=True)
     shown.add_column("unit")
     for heading in ("federated", "last value", "window mean", "÷ last", "80 % held"):
-        shown.add_column(heading, justify="right")
+        shown.add_column(heading, justify="right", min_width=max(map(len, heading.split())))
     shown.add_column(_ahead_heading(rows(result)))
     before = ""
     for row in rows(result):
@@ -210,7 +210,7 @@ def _ahead(forecast: Result) -> tuple[str, str]:
 
 def _ahead_heading(shown: list[Row]) -> str:
     spans = sorted({row.ahead_span for row in shown if row.ahead_span})
-    return f"now → in {' or '.join(spans)} (80 % interval)"
+    return f"next {' or '.join(spans)} (80 %)"
 
 
 def number(value: float | None) -> str:

@@ -10,6 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,9 @@ SHIPPED = Path(__file__).parent / "traces"
 """The folder of the traces that come with the package."""
 
 TIME_COLUMN = "time_unix_s"
+POWER_METRIC = "scaph_host_power_microwatts"
+"""Under this name, and in this unit, power is replayed where ``has_whole_microwatts``."""
+
 TIME_MAX_S = 2**63 // 10**9
 """The last second that a window, which counts nanoseconds in 64 bits, can hold."""
 
@@ -60,6 +64,14 @@ class Trace:
     def interval_seconds(self) -> float:
         """The median distance of rows; 1 for a trace of one row."""
         return float(np.median(np.diff(self.times_s))) if len(self.times_s) > 1 else 1.0
+
+    @cached_property
+    def has_whole_microwatts(self) -> bool:
+        """Whether there is power, and each value comes back from whole microwatts as it was."""
+        if "power_w" not in self.columns:
+            return False
+        watts = self.values_tf[:, self.columns.index("power_w")]
+        return bool((np.abs(watts) < 1e9).all() and (np.rint(watts * 1e6) / 1e6 == watts).all())
 
 
 def column_of(trace_column: str) -> str:
