@@ -141,8 +141,7 @@ class Deployment:
             "ICOS_FL_BRIDGE_CONFIG": str(bridge_config),
         } | self.store_env("ICOS_FL_BRIDGE")
         processor = {
-            "ICOS_FL_PROCESSOR_HOST": HOST,
-            "ICOS_FL_PROCESSOR_PORT": str(self.ports["processor"]),
+            "ICOS_FL_PROCESSOR_LISTEN_ADDRESS": self.address("processor"),
         } | self.store_env("ICOS_FL_PROCESSOR")
         after = ("backend", "proxy")
         return [

@@ -15,6 +15,7 @@ from icos_fl_local.supervisor import Supervisor, log_tail
 _POLL_SECONDS = 0.5
 # A ServerApp that dies cannot write it in the history, so the SuperLink is asked after a silence.
 _SILENCE_SECONDS = 45.0
+_FIRST_SILENCE_SECONDS = 25.0  # until there is a history
 
 
 def train(
@@ -123,7 +124,8 @@ def _follow(supervisor: Supervisor, run_id: str, path: Path, progress: Progress)
                     progress.say(complaint)
             if history["state"] in ("finished", "failed"):
                 return history
-        if time.monotonic() - heard > _SILENCE_SECONDS:
+        patience = _FIRST_SILENCE_SECONDS if seen is None else _SILENCE_SECONDS
+        if time.monotonic() - heard > patience:
             _ensure_alive(supervisor, run_id, path)
             heard = time.monotonic()
         time.sleep(_POLL_SECONDS)

@@ -1,6 +1,7 @@
 """Starts the components as processes, notices when one dies, and stops them without a rest."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from icos_fl_local.errors import LocalError
 T = TypeVar("T")
 _POLL_SECONDS = 0.1
 _LOG_LINES = 10
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 # Becomes the component after asking the kernel to kill it with us. A preexec_fn would do it in the
 # forked child, which is not safe once gRPC has its threads.
 _SHIM = str(Path(guard.__file__).with_name("shim.py"))
@@ -241,10 +243,11 @@ class Supervisor:
 
 
 def log_tail(log: Path, lines: int) -> list[str]:
-    """The last *lines* of a file, reading no more than its last 64 KiB."""
+    """The last *lines* of a file without colours, reading no more than its last 64 KiB."""
     with log.open("rb") as stream:
         stream.seek(max(0, log.stat().st_size - 65536))
-        return stream.read().decode(errors="replace").splitlines()[-lines:]
+        text = stream.read().decode(errors="replace")
+    return _COLOUR.sub("", text).splitlines()[-lines:]
 
 
 def _log_end(log: Path) -> str:

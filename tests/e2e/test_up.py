@@ -1,0 +1,225 @@
+"""The whole pipeline by its one command, with every real part: dataClay, Flower, torch, gRPC."""
+
+import csv
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from icos_fl_local import traces
+
+UP_SECONDS = 200.0
+STOP_SECONDS = 60.0
+# Small, so that the whole stays under five minutes on two cores.
+SMALL = ("-c", "time-step=20", "-c", "horizon=5", "-c", "local-epochs=1", "-c", "batch-size=256")
+
+
+@dataclass
+class CommandLine:
+    """``icos-fl`` in a folder of its own; its processes carry a mark in their environment."""
+
+    folder: Path
+    mark: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    def popen(self, *arguments: str) -> "subprocess.Popen[str]":
+        return subprocess.Popen(
+            [sys.executable, "-m", "icos_fl_local", *arguments],
+            cwd=self.folder,
+            env=os.environ | {"E2E_MARK": self.mark},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT if "--json" not in arguments else subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, *arguments: str, timeout_seconds: float = 60.0) -> tuple[int, str]:
+        process = self.popen(*arguments)
+        out, errors = process.communicate(timeout=timeout_seconds)
+        if errors:
+            print(errors)
+        return process.returncode, out
+
+    def left(self) -> list[str]:
+        """Command lines of processes of this deployment that are there now."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                if process.environ().get("E2E_MARK") == self.mark and process.status() != "zombie":
+                    found.append(" ".join(process.cmdline()))
+            except psutil.Error:
+                continue
+        return found
+
+    def end(self) -> None:
+        """Kill what a failed test left."""
+        for process in psutil.process_iter():
+            try:
+                if process.environ().get("E2E_MARK") == self.mark:
+                    process.kill()
+            except psutil.Error:
+                continue
+
+
+@pytest.fixture
+def icos_fl(tmp_path: Path) -> Iterator[CommandLine]:
+    command_line = CommandLine(tmp_path)
+    yield command_line
+    command_line.end()
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[CommandLine, dict[str, Any]]]:
+    """A deployment of two nodes that was left running after one round, and its result."""
+    command_line = CommandLine(tmp_path_factory.mktemp("kept"))
+    status, out = command_line.run(
+        *("up", "--keep", "--json", "--nodes", "2", "--rounds", "1", *SMALL),
+        timeout_seconds=UP_SECONDS,
+    )
+    try:
+        assert status == 0
+        yield command_line, json.loads(out)
+    finally:
+        command_line.run("down", timeout_seconds=STOP_SECONDS)
+        left = command_line.left()
+        command_line.end()
+        assert left == []
+
+
+Kept = tuple[CommandLine, dict[str, Any]]
+
+
+def test_up_ends_with_a_report_and_an_error_for_each_node_and_metric(kept: Kept) -> None:
+    command_line, result = kept
+    judged = {(entry["node"], entry["metric"]) for entry in result["backtest"]["results"]}
+    told = {(entry["node"], entry["metric"]) for entry in result["backtest"]["unavailable"]}
+    assert judged | told == {(n, m) for n in result["nodes"] for m in result["metrics"]}
+    assert len(result["nodes"]) == 2
+    assert {node for node, _ in judged} == set(result["nodes"])
+    assert result["history"]["state"] == "finished"
+    report = command_line.folder / "icos-fl-report"
+    assert (report / "report.html").stat().st_size > 1000
+    assert [path for path in report.rglob("*.png") if path.stat().st_size > 1000]
+
+
+def test_the_forecast_covers_the_next_five_minutes_or_what_was_asked_for(kept: Kept) -> None:
+    _, result = kept
+    for entry in result["forecast"]["forecasts"]:
+        assert len(entry["yhat"]) == 5
+        assert entry["time_unix_s"][0] > entry["last_time_unix_s"]
+
+
+def test_the_window_equals_the_trace_value_by_value(kept: Kept) -> None:
+    command_line, result = kept
+    recorded = {trace.node: trace for trace in traces.load(traces.SHIPPED)}
+    for node in result["nodes"]:
+        status, out = command_line.run("window", node, "--csv")
+        rows = list(csv.reader(io.StringIO(out)))
+        trace = recorded[node]
+        names = [traces.column_of(column) for column in trace.columns]
+        assert status == 0
+        assert sorted(rows[0][1:]) == sorted(names)
+        order = [rows[0].index(name) for name in names]
+        window = [[float(row[0]), *(float(row[at]) for at in order)] for row in rows[1:]]
+        assert window == [
+            [float(time_s), *values]
+            for time_s, values in zip(trace.times_s.tolist(), trace.values_tf.tolist(), strict=True)
+        ]
+
+
+def test_status_says_that_every_component_is_up(kept: Kept) -> None:
+    command_line, result = kept
+    status, out = command_line.run("status", "--json")
+    found = json.loads(out)
+    assert status == 0
+    assert all(facts["up"] for facts in found["components"].values())
+    assert len(found["components"]) == 9
+    assert set(found["rows"]) == set(result["nodes"])
+    assert (found["run"]["state"], found["run"]["round"]) == ("finished", 1)
+
+
+def test_a_second_deployment_in_the_same_folder_is_refused(kept: Kept) -> None:
+    command_line, _ = kept
+    pid = json.loads(command_line.run("status", "--json")[1])["pid"]
+    status, out = command_line.run("up")
+    assert (status, len(out.splitlines())) == (1, 1)
+    assert f"runs there already (pid {pid})" in out
+
+
+def test_a_node_forecasts_on_its_own(kept: Kept) -> None:
+    command_line, result = kept
+    node = result["nodes"][0]
+    status, out = command_line.run("forecast", node, "--json")
+    assert status == 0
+    assert {entry["node"] for entry in json.loads(out)["forecasts"]} == {node}
+
+
+def test_logs_show_one_component(kept: Kept) -> None:
+    command_line, _ = kept
+    status, out = command_line.run("logs", "superlink")
+    assert status == 0
+    assert "SuperLink" in out
+    status, out = command_line.run("logs", "superlnk")
+    assert (status, len(out.splitlines())) == (2, 1)
+
+
+def test_another_run_goes_on_from_the_checkpoints(kept: Kept) -> None:
+    command_line, _ = kept
+    status, out = command_line.run(
+        *("train", "--json", "--rounds", "1", "--metric-is-no-option"), timeout_seconds=60
+    )
+    assert status == 2
+    status, out = command_line.run("train", "--json", "--rounds", "1", timeout_seconds=UP_SECONDS)
+    assert status == 0
+    result = json.loads(out)
+    assert result["run_config"]["resume"].endswith("runs/0001/checkpoints")
+    assert result["history"]["state"] == "finished"
+
+
+@pytest.mark.parametrize("stage", ["valkey: up", "window of"])
+def test_ctrl_c_leaves_nothing(icos_fl: CommandLine, stage: str) -> None:
+    process = icos_fl.popen("up", "--nodes", "2", *SMALL)
+    assert process.stdout is not None
+    assert any(line.startswith(stage) for line in process.stdout)
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=STOP_SECONDS)
+    assert process.returncode == 130
+    assert out.splitlines()[-1] == "interrupted (SIGINT); everything is stopped"
+    assert icos_fl.left() == []
+
+
+def test_a_component_killed_in_a_round_ends_the_run_with_its_name_and_log(
+    icos_fl: CommandLine,
+) -> None:
+    process = icos_fl.popen("up", "--nodes", "2", *SMALL)
+    assert process.stdout is not None
+    assert any(line.startswith("round 1 of 5") for line in process.stdout)
+    description = json.loads((icos_fl.folder / ".icos-fl" / "deployment.json").read_text())
+    os.kill(description["components"]["processor"]["pid"], signal.SIGKILL)
+    out, _ = process.communicate(timeout=STOP_SECONDS)
+    assert process.returncode == 1
+    assert "icos-fl: processor died (killed by SIGKILL); its last lines:\n  | " in out
+    assert f"log: {icos_fl.folder / '.icos-fl' / 'logs' / 'processor.log'}" in out
+    assert "Traceback" not in out
+    assert icos_fl.left() == []
+
+
+def test_a_window_too_short_for_the_lookback_fails_with_the_rows_that_are_missing(
+    icos_fl: CommandLine,
+) -> None:
+    folder = icos_fl.folder / "traces"
+    folder.mkdir()
+    rows = "".join(f"{1_700_000_000 + 15 * n},{40 + n % 7}\n" for n in range(30))
+    (folder / "short.csv").write_text(f"time_unix_s,cpu_percent\n{rows}")
+    status, out = icos_fl.run("up", "--traces", str(folder), timeout_seconds=UP_SECONDS)
+    assert status == 1
+    assert "Traceback" not in out
+    assert "30" in out.splitlines()[-1]
+    assert icos_fl.left() == []
