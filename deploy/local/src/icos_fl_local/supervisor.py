@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, TypeVar
 
 from icos_fl_local import guard
-from icos_fl_local.errors import LocalError
+from icos_fl_local.errors import Interrupted, LocalError
 
 T = TypeVar("T")
 _POLL_SECONDS = 0.1
@@ -81,7 +81,11 @@ class Supervisor:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self.stop()
+        try:
+            self.stop()
+        except Interrupted:
+            self.stop()
+            raise
 
     @property
     def pids(self) -> dict[str, int]:

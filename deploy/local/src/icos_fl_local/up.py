@@ -143,6 +143,7 @@ def up(options: Options) -> int:
     bad = [check for check in doctor.examine(options.state_folder, given_ports) if not check.ok]
     if bad:
         raise LocalError("\n".join(check.line() for check in bad))
+    options.out.mkdir(parents=True, exist_ok=True)  # rather refused now than after the training
     state = StateFolder(options.state_folder)
     with state.lock(), Progress(to(options.json)) as progress:
         deployment = Deployment(state, source.nodes, ports)
@@ -191,7 +192,7 @@ class _Session:
                 self._keep()
                 while True:
                     self._supervisor.check()
-                    time.sleep(0.5)
+                    time.sleep(_LOOK_SECONDS)
         self.progress.stage("stop")
         self.progress.release()
         self.progress.say(self.progress.timing())
@@ -248,9 +249,12 @@ class _Session:
         self._supervisor.during(lambda: replay.send(self.source.recorded, endpoint, sent))
 
     def _config(self) -> dict[str, Value]:
-        return new_config(
-            self.deployment, self.overrides, self.metrics, self.source.sampling_seconds
-        )
+        """Of the next run, which goes on from the model of the run before."""
+        overrides = dict(self.overrides)
+        last = self.deployment.state.last_run(self._started)
+        if last is not None and (last / "checkpoints").is_dir():
+            overrides["resume"] = str(last / "checkpoints")
+        return new_config(self.deployment, overrides, self.metrics, self.source.sampling_seconds)
 
     def _train_and_tell(self) -> None:
         result = train_and_judge(
@@ -264,11 +268,23 @@ class _Session:
         try:
             while True:
                 self._wait_for_rows(node)
+                started = time.monotonic()
                 self._train_and_tell()
+                self.progress.say(self.progress.timing())
                 if self.options.keep:
                     self._keep()
+                # The model has been judged on the horizon before; learn again when it has passed.
+                config = self._config()
+                self._pause(started + float(config["horizon"]) * float(config["interval"]))
+                self.progress.stages.clear()
         finally:
             source.stop()
+
+    def _pause(self, until: float) -> None:
+        while time.monotonic() < until:
+            self._supervisor.check()
+            time.sleep(_LOOK_SECONDS)
+        self.progress.stage("pause")
 
     def _wait_for_rows(self, node: str) -> None:
         with ProcessorClient(self.deployment.address("processor")) as processor:
