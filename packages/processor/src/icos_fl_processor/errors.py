@@ -1,4 +1,4 @@
-"""What the processor refuses. Messages name value and limit; the servicer makes statuses of them."""
+"""What the processor refuses; messages name value and limit. The servicer makes statuses of it."""
 
 
 class ProcessorError(Exception):

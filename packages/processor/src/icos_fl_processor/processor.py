@@ -13,6 +13,7 @@ from icos_fl_processor.series import (
     Part,
     Series,
     SeriesSpec,
+    check_interval,
     gaps,
     lookback_of,
     prepare,
@@ -103,6 +104,7 @@ class Processor:
 
     def window(self, node: str, interval_ns: int = 0) -> Description:
         """What the window of *node* holds, whichever columns have values."""
+        check_interval(interval_ns)
         info, rows = self._read(node)
         any_column = np.zeros((len(rows.times_ns_t), 1))
         try:
@@ -139,8 +141,8 @@ class Processor:
     def sequences(self, spec: SeriesSpec, wanted: Iterable[Part] = Part) -> Sequences:
         """The sequences of the parts that are *wanted*.
 
-        Raises UnknownColumn, StepTooShort, InvalidSeries for a sequence that no message can hold, and
-        TooFewRows where there is no sequence in those parts.
+        Raises UnknownColumn, StepTooShort, InvalidSeries for a sequence that no message can hold,
+        and TooFewRows where there is no sequence in those parts.
         """
         self._check_message(spec, spec.length)
         info, rows = self._read(spec.node)

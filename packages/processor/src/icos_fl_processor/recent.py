@@ -22,7 +22,7 @@ class Recent(Generic[T]):
         self._lock = threading.Lock()
 
     def get(self, key: Hashable, make: Callable[[], T]) -> T:
-        """The value of *key*, made if it is not kept. What *make* raises is raised, and not kept."""
+        """The value of *key*, made if it is not kept; what *make* raises is raised."""
         with self._lock:
             if key in self._values:
                 self._values.move_to_end(key)

@@ -21,12 +21,22 @@ from icos_fl_processor.windows import (
     train_steps,
 )
 
+INTERVAL_NS_MAX = 366 * 86_400 * 1_000_000_000
+
 
 class Part(Enum):
     """A part of the window."""
 
     TRAIN = "training"
     VALIDATION = "validation"
+
+
+def check_interval(interval_ns: int) -> None:
+    """Raises InvalidSeries for a step that is no step."""
+    if not 0 <= interval_ns <= INTERVAL_NS_MAX:
+        raise InvalidSeries(
+            f"interval is {interval_ns / 1e9:g} s; it must be 0 to {INTERVAL_NS_MAX / 1e9:g} s"
+        )
 
 
 @dataclass(frozen=True)
@@ -57,10 +67,7 @@ class SeriesSpec:
         for name, steps in (("lookback", self.lookback), ("horizon", self.horizon)):
             if steps < 1:
                 raise InvalidSeries(f"{name} is {steps}; it must be at least 1 step")
-        if self.interval_ns < 0:
-            raise InvalidSeries(
-                f"interval is {self.interval_ns / 1e9:g} s; it must not be negative"
-            )
+        check_interval(self.interval_ns)
         if not 0 < self.train_fraction <= 1:
             raise InvalidSeries(
                 f"train_fraction is {self.train_fraction:g}; it must be above 0 and at most 1"

@@ -23,6 +23,9 @@ DRIFT_SHARE_MAX = 0.05
 """How much further apart than a step rows may be. Probes that run late by this much leave one step
 in twenty empty; that is clock drift, and more would be a step too short for the rows."""
 
+_ROWS_MAX = 2**53
+"""No window holds so many; it keeps numbers about absurd requests finite."""
+
 _CONSTANT_SHARE = 1e-12
 """A deviation below this share of the largest value is what rounding makes of a constant column."""
 
@@ -61,13 +64,17 @@ class Normalisation:
 
 
 def row_distance_ns(times_ns_t: Times, values_tf: Values) -> int:
-    """Median distance of a column's values, of the column where it is longest; 0 if unknown."""
-    distances = [0.0]
+    """Median distance of a column's values, of the column where it is longest; 0 if unknown.
+
+    Of an even number of distances the lower of the two in the middle: a distance that is there, and
+    a single missing row among three or four does not make it longer.
+    """
+    distances = [0]
     for column_t in values_tf.T:
         times = times_ns_t[~np.isnan(column_t)]
         if len(times) > 1:
-            distances.append(float(np.median(np.diff(times))))
-    return round(max(distances))
+            distances.append(int(np.quantile(np.diff(times), 0.5, method="lower")))
+    return max(distances)
 
 
 def resample(times_ns_t: Times, values_tf: Values, interval_ns: int = 0) -> Steps:
@@ -216,15 +223,15 @@ def missing_rows(
 ) -> tuple[int, int]:
     """Rows until the first training sequence of *length* steps, and rows that the window must hold.
 
-    Supposes that rows go on at their own distance (a row a step where it is unknown), without a gap.
+    Supposes that rows go on without a gap at their own distance (a row a step while unknown).
     New rows move the border between the parts on, and old ones leave a window that is full. The
     second number is above *capacity_rows* where there can never be a sequence; the first then
-    counts what is missing to the second.
+    counts what is missing to the second. Neither is above _ROWS_MAX.
     """
     rows_a_step = steps.interval_ns / steps.distance_ns if steps.distance_ns else 1.0
     capacity_steps = math.floor(capacity_rows / rows_a_step + 1e-9)
     least_steps = _steps_for(length, train_fraction)
-    least_rows = math.ceil(least_steps * rows_a_step - 1e-9)
+    least_rows = _whole_rows(least_steps * rows_a_step)
     count = len(steps)
     if least_steps > capacity_steps:
         missing = max(1, least_steps - count)
@@ -238,10 +245,14 @@ def missing_rows(
         if needed > capacity_steps:
             leaving = end - train_steps(capacity_steps, train_fraction)
             missing = max(0, capacity_steps - count) + leaving
-    return math.ceil(missing * rows_a_step - 1e-9), least_rows
+    return _whole_rows(missing * rows_a_step), least_rows
+
+
+def _whole_rows(rows: float) -> int:
+    return min(math.ceil(min(rows, _ROWS_MAX) - 1e-9), _ROWS_MAX)
 
 
 def _steps_for(border: int, train_fraction: float) -> int:
     """The fewest steps of which the training part has *border*."""
-    steps = math.ceil(border / train_fraction - 1e-6)
+    steps = math.ceil(min(border / train_fraction, _ROWS_MAX) - 1e-6)
     return steps if train_steps(steps, train_fraction) >= border else steps + 1

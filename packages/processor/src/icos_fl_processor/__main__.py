@@ -1,0 +1,44 @@
+"""``icos-fl-processor``: serve until SIGTERM or SIGINT."""
+
+import signal
+import sys
+import threading
+
+import structlog
+from icos_fl_timeseries_store import connect, logs
+from icos_fl_timeseries_store.settings import load_or_exit
+
+from icos_fl_processor.server import ListenError, Server
+from icos_fl_processor.settings import ProcessorSettings
+
+
+def main() -> None:
+    """Exit status 0 when told to stop, 1 if it cannot listen, 2 for bad settings."""
+    if len(sys.argv) > 1:
+        print(f"{__doc__}\n\nSettings come from ICOS_FL_PROCESSOR_* variables.")
+        raise SystemExit(0 if sys.argv[1] in ("-h", "--help") else 2)
+    settings = load_or_exit(ProcessorSettings)
+    logs.configure()
+    told_to_stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: told_to_stop.set())
+    try:
+        server = Server(
+            lambda: connect(settings.store),
+            settings.listen_address,
+            settings.max_message_bytes,
+            settings.watchers_max,
+        )
+    except ListenError as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(1) from None
+    server.start()
+    log = structlog.get_logger()
+    log.info("serving", address=settings.listen_address, port=server.port)
+    told_to_stop.wait()
+    log.info("stopping")
+    server.stop()
+
+
+if __name__ == "__main__":
+    main()
