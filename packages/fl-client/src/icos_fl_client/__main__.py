@@ -1,0 +1,99 @@
+"""``icos-fl-client``: forecast and backtest with the models that the nodes keep."""
+
+import argparse
+import json
+import sys
+from typing import Any
+
+from icos_fl_timeseries_store import Store, StoreError, connect
+
+from icos_fl_client.errors import ClientError
+from icos_fl_client.processor_client import ProcessorClient
+from icos_fl_client.settings import store_settings
+
+
+def main() -> None:
+    """Parse the command line, print the answer; exit 1 if there is none for any node and metric."""
+    arguments = _parser().parse_args()
+    try:
+        answer = _answer(arguments)
+    except (ClientError, StoreError) as error:
+        sys.exit(f"icos-fl-client: {error}")
+    if arguments.json:
+        print(json.dumps(answer, allow_nan=False))
+    else:
+        for line in _lines(answer):
+            print(line)
+    given = answer.get("forecasts", answer.get("results"))
+    if not given:
+        for item in answer["unavailable"]:
+            print(f"icos-fl-client: {item['reason']}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _answer(arguments: argparse.Namespace) -> dict[str, Any]:
+    from icos_fl_client.judge import Judge  # torch: --help does not wait for it
+
+    with (
+        connect(store_settings(arguments.store)) as store,
+        ProcessorClient(arguments.processor) as processor,
+    ):
+        nodes = arguments.node or processor.nodes()
+        metrics = arguments.metric or _columns(store, nodes)
+        judge = Judge(store, processor)
+        if arguments.command == "forecast":
+            return judge.forecast(nodes, metrics)
+        return judge.backtest(nodes, metrics)
+
+
+def _columns(store: Store, nodes: list[str]) -> list[str]:
+    """Columns of the nodes' windows for which any of them keeps a model."""
+    columns = {column for node in nodes for column in store.window(node).info().columns}
+    return sorted(
+        column
+        for column in columns
+        if any(store.model_state(node, column).get() is not None for node in nodes)
+    )
+
+
+def _lines(answer: dict[str, Any]) -> list[str]:
+    lines = []
+    for item in answer.get("forecasts", []):
+        last = item["yhat"][-1]
+        seconds = item["interval_seconds"] * len(item["yhat"])
+        lower, upper = item["lower_80"][-1], item["upper_80"][-1]
+        interval = f" (80 %: {lower:.4g} to {upper:.4g})" if lower is not None else ""
+        lines.append(
+            f"{item['node']}  {item['metric']}: {item['last_value']:.4g} now, "
+            f"{last:.4g}{interval} {item['unit']} in {seconds:g} s"
+        )
+    for item in answer.get("results", []):
+        errors = ", ".join(f"{name} {value:.4g}" for name, value in item["mae"].items())
+        lines.append(
+            f"{item['node']}  {item['metric']}: mean absolute error in {item['unit']}: {errors}; "
+            f"best: {item['best']}"
+        )
+    lines += [f"{i['node']}  {i['metric']}: none: {i['reason']}" for i in answer["unavailable"]]
+    return lines
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="icos-fl-client", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, text in (
+        ("forecast", "what comes next, with intervals"),
+        ("backtest", "errors on the rows that no node trained on"),
+    ):
+        command = commands.add_parser(name, help=text)
+        command.add_argument("--processor", required=True, metavar="HOST:PORT")
+        command.add_argument(
+            "--store", required=True, metavar="HOST:PORT", help="dataClay's metadata service"
+        )
+        command.add_argument("--node", action="append", help="one node; may be given again")
+        command.add_argument("--metric", action="append", help="one metric; may be given again")
+        command.add_argument("--json", action="store_true", help="JSON on standard output")
+    return parser
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,167 @@
+"""What one node does for one metric: offer, judge, train and keep a model."""
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import structlog
+import torch
+from icos_fl_timeseries_store import ModelVersion, StoreError, connect
+from numpy.typing import NDArray
+
+from icos_fl_client import models, training
+from icos_fl_client.data import Sequences
+from icos_fl_client.errors import NoSequences, WrongWeights
+from icos_fl_client.processor_client import ProcessorClient
+from icos_fl_client.settings import NodeConfig, RunConfig
+
+Weights = dict[str, NDArray[np.float32]]
+Metrics = dict[str, int | float]
+
+log = structlog.get_logger()
+
+
+def build_model(run: RunConfig) -> torch.nn.Module:
+    """The run's model with weights that its seed alone decides."""
+    torch.manual_seed(run.seed)
+    return models.build(
+        run.model,
+        lookback=run.time_step,
+        horizon=run.horizon,
+        features=1 + len(run.features),
+        hidden_size=run.hidden_layer_size,
+        num_layers=run.num_layers,
+    )
+
+
+def weights_of(model: torch.nn.Module) -> Weights:
+    """The model's state as float32 arrays, by name, in order."""
+    return {
+        name: tensor.detach().cpu().float().numpy() for name, tensor in model.state_dict().items()
+    }
+
+
+def load_weights(model: torch.nn.Module, weights: Mapping[str, NDArray[np.float32]]) -> None:
+    """Put *weights* into *model*. Raises WrongWeights."""
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    given = {name: tuple(array.shape) for name, array in weights.items()}
+    for name in expected | given:
+        if expected.get(name) != given.get(name):
+            raise WrongWeights(
+                f"tensor {name!r} of the weights has shape {given.get(name, 'none')}, "
+                f"the model's has {expected.get(name, 'none')}"
+            )
+    model.load_state_dict({name: torch.tensor(array) for name, array in weights.items()})
+
+
+def choose_device(node: NodeConfig, run: RunConfig) -> torch.device:
+    """The accelerator that is there, or the CPU; the server's node takes ``server-device``."""
+    if run.server_node and node.node_name == run.server_node and run.server_device != "auto":
+        return torch.device(run.server_device)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    if torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")
+
+
+@dataclass
+class Learner:
+    """One node in one round. Sequences are fetched once a metric, whatever is done with them."""
+
+    node: NodeConfig
+    run: RunConfig
+    processor: ProcessorClient
+
+    def __post_init__(self) -> None:
+        if self.node.threads:
+            torch.set_num_threads(self.node.threads)
+        self._device = choose_device(self.node, self.run)
+        self._sequences: dict[str, Sequences] = {}
+
+    def offer(self, metric: str) -> tuple[Weights, Metrics]:
+        """Initial weights and the number of training sequences; raises NoSequences."""
+        count = self.processor.train_sequences(self.run.query(self.node.node_name, metric))
+        return weights_of(build_model(self.run)), {"num-examples": count}
+
+    def evaluate(self, metric: str, weights: Weights) -> Metrics:
+        """How *weights* do on the validation part; errors in the metric's unit."""
+        sequences = self._fetch(metric)
+        model = build_model(self.run)
+        load_weights(model, weights)
+        result = training.evaluate(
+            model,
+            [run.rows_tf for run in sequences.validation],
+            lookback=self.run.time_step,
+            horizon=self.run.horizon,
+            device=self._device,
+        )
+        if not result.num_examples:
+            raise NoSequences(
+                f"{self.node.node_name}: {metric} has no validation sequence of "
+                f"{self.run.time_step + self.run.horizon} steps without a gap"
+            )
+        deviation = sequences.scale.standard_deviation
+        return {
+            "num-examples": result.num_examples,
+            "eval-loss": result.loss,
+            "mae": result.mae * deviation,
+            "naive-mae": result.naive_mae * deviation,
+        }
+
+    def train(
+        self, metric: str, weights: Weights, server_round: int, proximal_mu: float
+    ) -> tuple[Weights, Metrics]:
+        """Train *weights* on the training part. Without a sequence: no weights, 0 examples."""
+        try:
+            sequences = self._fetch(metric)
+        except NoSequences:
+            return {}, {"num-examples": 0}
+        if not sequences.train_sequences:
+            return {}, {"num-examples": 0}
+        model = build_model(self.run)
+        load_weights(model, weights)
+        result = training.train(
+            model,
+            [run.rows_tf for run in sequences.train],
+            lookback=self.run.time_step,
+            horizon=self.run.horizon,
+            batch_size=self.run.batch_size,
+            epochs=self.run.local_epochs,
+            learning_rate=self.run.learning_rate,
+            device=self._device,
+            seed=self.run.seed + server_round,
+            proximal_mu=proximal_mu,
+        )
+        metrics: Metrics = {"num-examples": result.num_examples, "seconds": result.seconds}
+        if math.isfinite(result.loss):
+            metrics["train-loss"] = result.loss
+        return weights_of(model), metrics
+
+    def keep(self, received: Mapping[str, Weights], model_round: int) -> None:
+        """Keep the global models in the node's own store, to forecast from with the server gone.
+
+        A store that is down costs the forecasts their newest model, not the federation its node.
+        """
+        try:
+            with connect(self.node.store) as store:
+                for metric, weights in received.items():
+                    store.model_state(self.node.node_name, metric).put(
+                        ModelVersion(
+                            round=model_round,
+                            weights=weights,
+                            config=self.run.model_config_of(metric),
+                            metadata={"created-unix-s": time.time()},
+                        )
+                    )
+        except StoreError as error:
+            log.warning("global model not kept", node=self.node.node_name, error=str(error))
+
+    def _fetch(self, metric: str) -> Sequences:
+        if metric not in self._sequences:
+            self._sequences[metric] = self.processor.sequences(
+                self.run.query(self.node.node_name, metric)
+            )
+        return self._sequences[metric]

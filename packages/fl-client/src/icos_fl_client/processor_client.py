@@ -1,0 +1,187 @@
+"""The processor's service as this package sees it: the one module that knows its stubs."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+
+import grpc
+import numpy as np
+from google.protobuf.duration_pb2 import Duration
+from icos_fl.processor.v1 import processor_service_pb2 as pb
+from icos_fl.processor.v1 import processor_service_pb2_grpc as pb_grpc
+from numpy.typing import NDArray
+
+from icos_fl_client.data import Latest, Run, Scale, Sequences
+from icos_fl_client.errors import NoSequences, ProcessorUnavailable
+
+DEADLINE_SECONDS = 60.0
+MESSAGE_BYTES_MAX = 64 << 20
+_CANNOT_LEARN = (
+    grpc.StatusCode.NOT_FOUND,
+    grpc.StatusCode.FAILED_PRECONDITION,
+    grpc.StatusCode.INVALID_ARGUMENT,
+)
+
+
+@dataclass(frozen=True)
+class Query:
+    """One metric of one node, as the run configuration wants it cut."""
+
+    node: str
+    metric: str
+    features: tuple[str, ...]
+    """More input columns beside the metric."""
+    lookback: int
+    horizon: int
+    interval_seconds: float
+    """0 takes the node's own distance of rows."""
+    train_fraction: float
+
+    def series(self) -> pb.SeriesSpec:
+        interval = Duration()
+        interval.FromNanoseconds(round(self.interval_seconds * 1e9))
+        return pb.SeriesSpec(
+            node=self.node,
+            features=[self.metric, *(name for name in self.features if name != self.metric)],
+            targets=[self.metric],
+            lookback=self.lookback,
+            horizon=self.horizon,
+            interval=interval,
+            train_fraction=self.train_fraction,
+        )
+
+
+class ProcessorClient:
+    """A connection to the processor at host:port. Close it, or use it as a context manager.
+
+    Every call has a deadline, and raises NoSequences for what the node does not have or
+    ProcessorUnavailable.
+    """
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+        self._channel = grpc.insecure_channel(
+            address, options=[("grpc.max_receive_message_length", MESSAGE_BYTES_MAX)]
+        )
+        self._stub = pb_grpc.ProcessorServiceStub(self._channel)  # type: ignore[no-untyped-call]
+
+    def nodes(self) -> list[str]:
+        """The nodes that have a window."""
+        with self._errors():
+            answer = self._stub.ListNodes(
+                pb.ListNodesRequest(), timeout=DEADLINE_SECONDS, wait_for_ready=True
+            )
+            return list(answer.nodes)
+
+    def train_sequences(self, query: Query) -> int:
+        """How many training sequences there are. Raises NoSequences, with the reason, for none."""
+        with self._errors():
+            answer = self._stub.DescribeWindow(
+                pb.DescribeWindowRequest(series=query.series()),
+                timeout=DEADLINE_SECONDS,
+                wait_for_ready=True,
+            )
+        if not answer.train_sequences:
+            raise NoSequences(answer.reason)
+        return int(answer.train_sequences)
+
+    def sequences(self, query: Query) -> Sequences:
+        """All sequences of both parts, rows joined to runs again."""
+        with self._errors():
+            parts = self._stub.GetSequences(
+                pb.GetSequencesRequest(series=query.series()),
+                timeout=DEADLINE_SECONDS,
+                wait_for_ready=True,
+            )
+            header = next(parts).header
+            interval_ns = header.interval.ToNanoseconds()
+            runs = _runs((part.chunk for part in parts), len(header.columns), interval_ns, query)
+        return Sequences(
+            metric=query.metric,
+            train=runs[pb.SPLIT_TRAIN],
+            validation=runs[pb.SPLIT_VALIDATION],
+            scale=_scale(header.columns),
+            lookback=query.lookback,
+            horizon=query.horizon,
+            interval_ns=interval_ns,
+            train_sequences=header.train_sequences,
+            validation_sequences=header.validation_sequences,
+        )
+
+    def latest(self, query: Query) -> Latest:
+        """The newest ``lookback`` steps."""
+        with self._errors():
+            answer = self._stub.GetLatest(
+                pb.GetLatestRequest(series=query.series()),
+                timeout=DEADLINE_SECONDS,
+                wait_for_ready=True,
+            )
+        return Latest(
+            rows_lf=_rows(answer.rows, len(answer.columns)),
+            scale=_scale(answer.columns),
+            interval_ns=answer.interval.ToNanoseconds(),
+            last_time_ns=answer.last_time.ToNanoseconds(),
+        )
+
+    def close(self) -> None:
+        self._channel.close()
+
+    def __enter__(self) -> "ProcessorClient":
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except grpc.RpcError as error:
+            if error.code() in _CANNOT_LEARN:
+                raise NoSequences(error.details()) from None
+            raise ProcessorUnavailable(
+                f"the processor at {self._address}: {error.code().name}: {error.details()}"
+            ) from None
+
+
+def _rows(data: bytes, columns: int) -> NDArray[np.float32]:
+    return np.frombuffer(data, "<f4").reshape(-1, columns)
+
+
+def _scale(columns: Sequence[pb.Statistics]) -> Scale:
+    metric = columns[0]
+    return Scale(metric.unit, metric.mean, metric.standard_deviation)
+
+
+def _runs(
+    chunks: Iterator[pb.SequencesChunk], columns: int, interval_ns: int, query: Query
+) -> dict[int, list[Run]]:
+    """Chunks of one run joined again: a later chunk begins with rows that are there already."""
+    again = query.lookback + query.horizon - 1
+    pieces: dict[int, list[tuple[int, list[NDArray[np.float32]]]]] = {
+        pb.SPLIT_TRAIN: [],
+        pb.SPLIT_VALIDATION: [],
+    }
+    for chunk in chunks:
+        rows = _rows(chunk.rows, columns)
+        first_ns = chunk.first_time.ToNanoseconds()
+        runs = pieces[chunk.split]
+        if runs:
+            start_ns, parts = runs[-1]
+            if first_ns == start_ns + (sum(map(len, parts)) - again) * interval_ns:
+                parts.append(rows[again:])
+                continue
+        runs.append((first_ns, [rows]))
+    return {
+        split: [
+            Run(first_ns, interval_ns, parts[0] if len(parts) == 1 else np.concatenate(parts))
+            for first_ns, parts in runs
+        ]
+        for split, runs in pieces.items()
+    }

@@ -1,0 +1,117 @@
+"""Settings of a node (from the SuperNode) and of a run (from Flower's run configuration)."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, TypeVar
+
+from icos_fl_timeseries_store import StoreSettings
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from icos_fl_client.errors import ConfigError
+from icos_fl_client.processor_client import Query
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def _names(value: object) -> object:
+    if isinstance(value, str):
+        return tuple(name.strip() for name in value.split(",") if name.strip())
+    return value
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
+"""Column names, in the configuration separated by commas."""
+
+
+def _hyphenated(name: str) -> str:
+    return name.replace("_", "-")
+
+
+class NodeConfig(BaseModel):
+    """Who and where this node is: ``flower-supernode --node-config``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", alias_generator=_hyphenated)
+
+    node_name: str = Field(min_length=1)
+    """The node, as the bridge names it."""
+    processor_address: str = Field(pattern=r".+:\d+")
+    """host:port of the processor."""
+    store_address: str = Field(pattern=r".+:\d+")
+    """host:port of dataClay's metadata service."""
+    threads: int = Field(default=0, ge=0)
+    """Threads of torch; 0 lets torch choose. Nodes that share a machine should share its cores."""
+
+    @property
+    def store(self) -> StoreSettings:
+        return store_settings(self.store_address)
+
+
+class RunConfig(BaseModel):
+    """What of the run configuration concerns a node; its other keys are the server's."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", alias_generator=_hyphenated)
+
+    metric: Names = Field(min_length=1)
+    features: Names = ()
+    interval: float = Field(default=15.0, ge=0, le=86_400)
+    time_step: int = Field(default=60, ge=1, le=100_000)
+    horizon: int = Field(default=20, ge=1, le=100_000)
+    train_test_split: float = Field(default=0.8, gt=0, le=1)
+    model: str = "icos_fl_client.models:AnchorLSTM"
+    hidden_layer_size: int = Field(default=32, ge=1, le=65_536)
+    num_layers: int = Field(default=1, ge=1, le=64)
+    batch_size: int = Field(default=64, ge=1, le=1_000_000)
+    local_epochs: int = Field(default=3, ge=1, le=100_000)
+    learning_rate: float = Field(default=0.004, gt=0, le=10)
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    server_node: str = ""
+    server_device: str = "auto"
+
+    def query(self, node: str, metric: str) -> Query:
+        """*metric* of *node* cut as this run wants it."""
+        return Query(
+            node=node,
+            metric=metric,
+            features=self.features,
+            lookback=self.time_step,
+            horizon=self.horizon,
+            interval_seconds=self.interval,
+            train_fraction=self.train_test_split,
+        )
+
+    def model_config_of(self, metric: str) -> dict[str, str | int | float | bool]:
+        """What must be kept beside weights to build the model, and its input, again."""
+        kept = self.model_dump(by_alias=True, include=_KEPT)
+        return kept | {"metric": metric, "features": ",".join(self.features)}
+
+
+_KEPT = {
+    "interval",
+    "time_step",
+    "horizon",
+    "train_test_split",
+    "model",
+    "hidden_layer_size",
+    "num_layers",
+}
+
+
+def parse(settings_class: type[M], values: Mapping[str, Any], what: str) -> M:
+    """*values* as *settings_class*. Raises ConfigError with every bad key of *what*."""
+    try:
+        return settings_class.model_validate(dict(values))
+    except ValidationError as error:
+        problems = [
+            f"{'.'.join(map(str, item['loc']))}={item['input']!r}: {item['msg']}"
+            if item["type"] != "missing"
+            else f"{'.'.join(map(str, item['loc']))} is missing"
+            for item in error.errors()
+        ]
+        raise ConfigError(f"bad {what}: {'; '.join(problems)}") from None
+
+
+def store_settings(address: str) -> StoreSettings:
+    """host:port as settings of the store. Raises ConfigError."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or not 1 <= int(port) <= 65535:
+        raise ConfigError(f"address {address!r} is not of the form host:port")
+    return StoreSettings(host=host, port=int(port))
