@@ -1,0 +1,206 @@
+"""Train and judge a model on a node's own sequences. Tensors in, numbers out; no service is called.
+
+Shapes: n rows of all runs, b sequences of a batch, l steps of input, h steps to forecast, f columns.
+Values are z-scores; column 0 is the metric itself.
+"""
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+Run = NDArray[np.float32]
+"""Consecutive steps (t, f), without a gap."""
+
+GRADIENT_NORM_MAX = 1.0
+WEIGHT_DECAY = 1e-4
+EVALUATION_BATCH_SIZE = 1024
+# Below this a metric counts as one that never changes: its errors are not divided by their size.
+NAIVE_MIN = 1e-3
+
+
+class TrainingError(Exception):
+    """Training that gave nothing usable; the message says why."""
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    num_examples: int
+    """Sequences trained on."""
+    loss: float
+    """Mean over the last epoch, as a share of the error of repeating the last value on the same
+    sequences: below 1 is better than that. NaN without sequences."""
+    seconds: float
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """How a model did; all NaN without sequences."""
+
+    num_examples: int
+    loss: float
+    """``mae`` as a share of ``naive_mae``, that is, in the unit of the training loss."""
+    mae: float
+    """Mean absolute error over all sequences and steps, in standard deviations."""
+    naive_mae: float
+    """The same of repeating the last value."""
+
+
+class SequenceDataset(Dataset[tuple[Tensor, Tensor]]):
+    """Every sequence of every run; none crosses from one run to the next.
+
+    Rows lie once on the device, and a batch is gathered from them by index: the loader gives whole
+    batches (b, l, f) and (b, h), with no Python for each sequence.
+    """
+
+    def __init__(
+        self,
+        runs: Sequence[Run],
+        *,
+        lookback: int,
+        horizon: int,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        length = lookback + horizon
+        starts, offset, rows = [], 0, [r for r in runs if len(r) >= length]
+        for run in rows:
+            starts.append(np.arange(offset, offset + len(run) - length + 1))
+            offset += len(run)
+        flat = np.concatenate(rows) if rows else np.zeros((0, 1))
+        self._rows_nf = torch.as_tensor(flat, dtype=torch.float32).to(device)
+        self._starts = torch.as_tensor(np.concatenate(starts) if starts else np.zeros(0, np.int64))
+        self._starts = self._starts.to(device)
+        self._steps = torch.arange(length, device=device)
+        self._lookback = lookback
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        x_blf, y_bh = self.__getitems__([index])
+        return x_blf[0], y_bh[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """The batch of these sequences: windows (b, l, f) and what came (b, h)."""
+        chosen_b = self._starts[torch.as_tensor(indices, device=self._starts.device)]
+        sequences_btf = self._rows_nf[chosen_b[:, None] + self._steps]
+        return sequences_btf[:, : self._lookback], sequences_btf[:, self._lookback :, 0]
+
+    def loader(
+        self, batch_size: int, generator: torch.Generator | None = None
+    ) -> DataLoader[tuple[Tensor, Tensor]]:
+        """Batches in an order drawn from *generator*, or oldest first without one."""
+        return DataLoader(
+            self,
+            batch_size,
+            shuffle=generator is not None,
+            generator=generator,
+            collate_fn=_as_they_are,
+        )
+
+
+def train(
+    model: nn.Module,
+    runs: Sequence[Run],
+    *,
+    lookback: int,
+    horizon: int,
+    batch_size: int,
+    epochs: int,
+    learning_rate: float,
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+    proximal_mu: float = 0.0,
+) -> TrainResult:
+    """Train *model* in place on every sequence of *runs*, *epochs* times.
+
+    A positive *proximal_mu* adds FedProx's ``mu / 2 * |w - w0|²`` to what is minimised, w0 being the
+    weights at the call. A batch whose gradient is not finite changes nothing.
+
+    Raises TrainingError if that is so for every batch of the last epoch.
+    """
+    began = time.perf_counter()
+    data = SequenceDataset(runs, lookback=lookback, horizon=horizon, device=device)
+    if not len(data):
+        return TrainResult(0, math.nan, 0.0)
+    unit = max(_naive_mae(data), NAIVE_MIN)
+    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
+    model.to(device).train()
+    anchor = [p.detach().clone() for p in model.parameters()] if proximal_mu > 0 else []
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=learning_rate, weight_decay=WEIGHT_DECAY, foreach=True
+    )
+    loss = math.nan
+    for _ in range(epochs):
+        total, examples = torch.zeros((), device=device), 0
+        for x_blf, y_bh in data.loader(batch_size, generator):
+            batch_loss = (model(x_blf) - y_bh).abs().mean() / unit
+            if _step(model, optimizer, batch_loss, anchor, proximal_mu):
+                total += batch_loss.detach() * len(y_bh)
+                examples += len(y_bh)
+        loss = float(total) / examples if examples else math.nan
+    if math.isnan(loss):
+        raise TrainingError(f"no batch of {len(data)} sequences gave a finite gradient")
+    return TrainResult(len(data), loss, time.perf_counter() - began)
+
+
+def evaluate(
+    model: nn.Module,
+    runs: Sequence[Run],
+    *,
+    lookback: int,
+    horizon: int,
+    device: torch.device | str = "cpu",
+) -> EvalResult:
+    """Judge *model* on every sequence of *runs*, beside repeating the last value."""
+    data = SequenceDataset(runs, lookback=lookback, horizon=horizon, device=device)
+    if not len(data):
+        return EvalResult(0, math.nan, math.nan, math.nan)
+    model.to(device).eval()
+    total, naive = 0.0, 0.0
+    with torch.inference_mode():
+        for x_blf, y_bh in data.loader(EVALUATION_BATCH_SIZE):
+            total += float((model(x_blf) - y_bh).abs().sum())
+            naive += float((x_blf[:, -1:, 0] - y_bh).abs().sum())
+    mae, naive_mae = total / (len(data) * horizon), naive / (len(data) * horizon)
+    return EvalResult(len(data), mae / max(naive_mae, NAIVE_MIN), mae, naive_mae)
+
+
+def _step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    loss: Tensor,
+    anchor: Sequence[Tensor],
+    proximal_mu: float,
+) -> bool:
+    """Take one step of the optimizer; False if the gradient was not finite and nothing changed."""
+    for parameter, start in zip(model.parameters(), anchor, strict=False):
+        loss = loss + proximal_mu / 2 * (parameter - start).square().sum()
+    optimizer.zero_grad()
+    loss.backward()  # type: ignore[no-untyped-call]
+    norm = nn.utils.clip_grad_norm_(model.parameters(), GRADIENT_NORM_MAX)
+    if not torch.isfinite(norm):
+        return False
+    optimizer.step()
+    return True
+
+
+def _naive_mae(data: SequenceDataset) -> float:
+    total, count = 0.0, 0
+    for x_blf, y_bh in data.loader(EVALUATION_BATCH_SIZE):
+        changes_bh = (x_blf[:, -1:, 0] - y_bh).abs()
+        finite_bh = changes_bh.isfinite()
+        total += float(changes_bh[finite_bh].sum())
+        count += int(finite_bh.sum())
+    return total / count if count else 0.0
+
+
+def _as_they_are(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    return batch
