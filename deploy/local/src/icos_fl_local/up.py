@@ -100,6 +100,9 @@ def open_source(options: Options, overrides: Mapping[str, Value]) -> Source:
     loaded = traces.load(folder, options.nodes)
     if options.nodes is None:
         loaded = loaded[:NODES_DEFAULT]
+    for trace in loaded:
+        if not trace.node.isprintable() or set(trace.node) & set('"\\'):
+            raise UsageError(f"{folder}: {trace.node!r} cannot be the name of a node; rename it")
     rows = max(len(trace.times_s) for trace in loaded)
     if rows > _WINDOW_ROWS_MAX:
         raise LocalError(f"{folder}: a trace has {rows} rows, {_WINDOW_ROWS_MAX} are the limit")
