@@ -1,0 +1,231 @@
+"""Sequences a second over the processor's gRPC, against bare streams and a per-item dataset.
+
+    uv run python benchmarks/sequences.py [--json]
+
+The server is a process of its own with a window of 100,000 rows in memory. Measured, each as the
+median of several repetitions:
+
+processor   GetSequences, its chunks turned into sliding views, window and series unchanged
+refreshed   the same, after a new row made the processor read, resample and normalise all anew
+batches     the first, and every sequence copied into batches of 64
+bare        the same bytes over a bare gRPC stream from the same process
+windows     the bytes of the materialised windows over a bare gRPC stream
+per item    a PyTorch Dataset that cuts one sequence an item, in a DataLoader; no gRPC at all
+"""
+
+import argparse
+import json
+import multiprocessing
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.connection import Connection
+
+import grpc
+import numpy as np
+import torch
+from icos_fl.processor.v1 import processor_service_pb2 as pb
+from icos_fl.processor.v1 import processor_service_pb2_grpc as pb_grpc
+from icos_fl_processor import sliding_windows
+from icos_fl_processor.server import Server
+from icos_fl_timeseries_store import MemoryStore
+from torch.utils.data import DataLoader, Dataset
+
+ROWS = 100_000
+COLUMNS = ("power_consumption", "cpu_usage", "memory_usage")
+LOOKBACK, HORIZON = 60, 20
+BATCH = 64
+PER_ITEM_SEQUENCES = 10_000
+MESSAGE_BYTES = 1 << 20
+STEP_NS = 15_000_000_000
+START_NS = 1_700_000_000_000_000_000
+TARGET_OF_BARE, TARGET_OF_PER_ITEM = 0.5, 50.0
+
+
+def values() -> np.ndarray:
+    return np.random.default_rng(0).normal(50, 10, (ROWS, len(COLUMNS)))
+
+
+class BareStreams(grpc.GenericRpcHandler):
+    """``/bare/rows`` and ``/bare/windows``: ready-made messages, neither read nor parsed."""
+
+    def __init__(self) -> None:
+        rows = values().astype("<f4")
+        inputs, targets = sliding_windows(rows, LOOKBACK, HORIZON)
+        self._payloads = {
+            "/bare/rows": rows.tobytes(),
+            "/bare/windows": np.concatenate([inputs, targets], axis=1).tobytes(),
+        }
+
+    def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
+        payload = memoryview(self._payloads.get(details.method, b""))
+
+        def stream(_request: bytes, _context: grpc.ServicerContext) -> Iterator[bytes]:
+            for start in range(0, len(payload), MESSAGE_BYTES):
+                yield bytes(payload[start : start + MESSAGE_BYTES])
+
+        return grpc.unary_stream_rpc_method_handler(stream)
+
+
+def serve(pipe: Connection) -> None:
+    """The server's process: sends its ports, adds a row for each message, ends at None."""
+    store = MemoryStore()
+    window = store.create_window("a", ROWS)
+    times = START_NS + np.arange(ROWS) * STEP_NS
+    window.append(COLUMNS, times, values())
+    server = Server(lambda: store, "127.0.0.1:0")
+    server.start()
+    bare = grpc.server(ThreadPoolExecutor(4), handlers=[BareStreams()])
+    port = bare.add_insecure_port("127.0.0.1:0")
+    bare.start()
+    pipe.send((server.port, port))
+    newest = int(times[-1])
+    while pipe.recv() is not None:
+        newest += STEP_NS
+        window.append(COLUMNS, np.array([newest]), values()[:1])
+        pipe.send("added")
+    bare.stop(0)
+    server.stop(0)
+
+
+def spec() -> pb.SeriesSpec:
+    return pb.SeriesSpec(
+        node="a",
+        features=COLUMNS,
+        targets=COLUMNS[:1],
+        lookback=LOOKBACK,
+        horizon=HORIZON,
+        train_fraction=1.0,
+    )
+
+
+def received(stub: pb_grpc.ProcessorServiceStub) -> list[tuple[np.ndarray, np.ndarray]]:
+    """All sequences, as views on what was received."""
+    answers = stub.GetSequences(pb.GetSequencesRequest(series=spec()), timeout=60)
+    columns = len(next(answers).header.columns)
+    rows = (np.frombuffer(answer.chunk.rows, "<f4").reshape(-1, columns) for answer in answers)
+    return [sliding_windows(chunk, LOOKBACK, HORIZON) for chunk in rows]
+
+
+def through_the_processor(stub: pb_grpc.ProcessorServiceStub) -> int:
+    return sum(len(inputs) for inputs, _ in received(stub))
+
+
+def through_the_processor_in_batches(stub: pb_grpc.ProcessorServiceStub) -> int:
+    sequences = 0
+    for inputs, targets in received(stub):
+        for start in range(0, len(inputs), BATCH):
+            batch = inputs[start : start + BATCH].copy(), targets[start : start + BATCH].copy()
+            sequences += len(batch[0])
+    return sequences
+
+
+def through_a_bare_stream(channel: grpc.Channel, method: str) -> int:
+    size = sum(map(len, channel.unary_stream(method)(b"", timeout=60)))
+    sequences = ROWS - LOOKBACK - HORIZON + 1
+    rows = ROWS if method == "/bare/rows" else sequences * (LOOKBACK + HORIZON)
+    assert size == rows * len(COLUMNS) * 4
+    return sequences
+
+
+class PerItem(Dataset[tuple[torch.Tensor, torch.Tensor]]):
+    """One sequence an item, cut in Python from an array in memory."""
+
+    def __init__(self) -> None:
+        self._rows = values().astype(np.float32)[: PER_ITEM_SEQUENCES + LOOKBACK + HORIZON - 1]
+
+    def __len__(self) -> int:
+        return PER_ITEM_SEQUENCES
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        middle = index + LOOKBACK
+        return (
+            torch.from_numpy(self._rows[index:middle]),
+            torch.from_numpy(self._rows[middle : middle + HORIZON]),
+        )
+
+
+def through_a_per_item_dataset(loader: DataLoader[tuple[torch.Tensor, torch.Tensor]]) -> int:
+    return sum(len(inputs) for inputs, _ in loader)
+
+
+def sequences_a_second(
+    measure: Callable[[], int], repetitions: int, before: Callable[[], object] = lambda: None
+) -> float:
+    """Median over *repetitions*, after one that is not counted."""
+    rates = []
+    for _ in range(repetitions + 1):
+        before()
+        start = time.perf_counter()
+        sequences = measure()
+        rates.append(sequences / (time.perf_counter() - start))
+    return statistics.median(rates[1:])
+
+
+def measure() -> dict[str, float]:
+    """Sequences a second, by way."""
+    ours, theirs = multiprocessing.get_context("spawn").Pipe()
+    server = multiprocessing.get_context("spawn").Process(target=serve, args=(theirs,))
+    server.start()
+    try:
+        processor_port, bare_port = ours.recv()
+        with (
+            grpc.insecure_channel(f"127.0.0.1:{processor_port}") as processor,
+            grpc.insecure_channel(f"127.0.0.1:{bare_port}") as bare,
+        ):
+            stub = pb_grpc.ProcessorServiceStub(processor)
+            stub.ListNodes(pb.ListNodesRequest(), timeout=20, wait_for_ready=True)
+
+            def add_a_row() -> None:
+                ours.send("add")
+                ours.recv()
+
+            loader = DataLoader(PerItem(), batch_size=BATCH)
+            return {
+                "processor": sequences_a_second(lambda: through_the_processor(stub), 30),
+                "refreshed": sequences_a_second(
+                    lambda: through_the_processor(stub), 10, before=add_a_row
+                ),
+                "batches": sequences_a_second(lambda: through_the_processor_in_batches(stub), 10),
+                "bare": sequences_a_second(lambda: through_a_bare_stream(bare, "/bare/rows"), 30),
+                "windows": sequences_a_second(
+                    lambda: through_a_bare_stream(bare, "/bare/windows"), 5
+                ),
+                "per_item": sequences_a_second(lambda: through_a_per_item_dataset(loader), 3),
+            }
+    finally:
+        ours.send(None)
+        server.join()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    as_json = parser.parse_args().json
+    torch.set_num_threads(1)
+    rates = measure()
+    ratios = {
+        "of_bare": (rates["processor"] / rates["bare"], TARGET_OF_BARE),
+        "refreshed_of_bare": (rates["refreshed"] / rates["bare"], None),
+        "of_windows": (rates["processor"] / rates["windows"], None),
+        "of_per_item": (rates["processor"] / rates["per_item"], TARGET_OF_PER_ITEM),
+        "batches_of_per_item": (rates["batches"] / rates["per_item"], None),
+    }
+    if as_json:
+        facts = {"rows": ROWS, "columns": len(COLUMNS), "lookback": LOOKBACK, "horizon": HORIZON}
+        print(json.dumps({**facts, "sequences_a_second": rates, "ratios": {
+            name: {"ratio": ratio, "target_min": target} for name, (ratio, target) in ratios.items()
+        }}, indent=2))  # fmt: skip
+        return
+    print(f"{ROWS} rows of {len(COLUMNS)} columns, lookback {LOOKBACK}, horizon {HORIZON}\n")
+    for name, rate in rates.items():
+        print(f"{name:20} {rate:14,.0f} sequences/s")
+    print()
+    for name, (ratio, target) in ratios.items():
+        verdict = "" if target is None else f"  target ≥ {target:g}: {ratio >= target}"
+        print(f"{name:20} {ratio:14.2f}{verdict}")
+
+
+if __name__ == "__main__":
+    main()
