@@ -53,6 +53,7 @@ def forecast(title: str, entry: dict[str, Any]) -> bytes:
     axes.set_ylabel(entry["metric"] + (f" ({entry['unit']})" if entry["unit"] else ""))
     _time_axis(axes)
     axes.margins(x=0.01)
+    _limit(axes, data)
     handles, labels = axes.get_legend_handles_labels()
     order = [
         labels.index(name)
@@ -125,6 +126,18 @@ def _figure(panels: int) -> tuple[Figure, list[Axes]]:
         panel.grid(axis="y", color=_GRID, linewidth=0.7)
         panel.set_axisbelow(True)
     return figure, axes
+
+
+def _limit(axes: Axes, data: dict[str, NDArray[np.float64]]) -> None:
+    """Let a very wide 95 % interval leave the picture, so that the lines can still be seen."""
+    names = ("window", "actual", "yhat", "lower_80", "upper_80")
+    inner = np.concatenate([data[name] for name in names])
+    if not np.isfinite(inner).any():
+        return
+    low, high = np.nanmin(inner), np.nanmax(inner)
+    room = 0.4 * (high - low) or max(abs(high), 1.0) * 0.05
+    bottom, top = axes.get_ylim()
+    axes.set_ylim(max(bottom, low - room), min(top, high + room))
 
 
 def _time_axis(axes: Axes) -> None:

@@ -142,13 +142,16 @@ def _table(result: Result, lines: box.Box) -> Table:
         caption=Text("\n".join([summary(result), *unavailable(result)])),
         caption_justify="left",
         box=lines,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
     )
-    shown.add_column("node", no_wrap=True)
-    shown.add_column("metric", no_wrap=True)
+    shown.add_column("node", overflow="fold")
+    shown.add_column("metric", overflow="fold")
     shown.add_column("unit")
-    for heading in ("federated", "last value", "window mean", "÷ last", "80 % held"):
-        shown.add_column(heading, justify="right", min_width=max(map(len, heading.split())))
-    shown.add_column(_ahead_heading(rows(result)))
+    # Numbers are never cut; in a narrow terminal the words fold.
+    for heading in ("federated", "last\nvalue", "window\nmean", "÷ last\nvalue", "80 %\nheld"):
+        shown.add_column(heading, justify="right", no_wrap=True)
+    shown.add_column(_ahead_heading(rows(result)), overflow="fold")
     before = ""
     for row in rows(result):
         errors = [
