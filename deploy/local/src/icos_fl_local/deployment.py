@@ -136,8 +136,7 @@ class Deployment:
 
     def _services(self, bridge_config: Path) -> list[Component]:
         bridge = {
-            "ICOS_FL_BRIDGE_HOST": HOST,
-            "ICOS_FL_BRIDGE_PORT": str(self.ports["bridge"]),
+            "ICOS_FL_BRIDGE_LISTEN_ADDRESS": self.address("bridge"),
             "ICOS_FL_BRIDGE_CONFIG": str(bridge_config),
         } | self.store_env("ICOS_FL_BRIDGE")
         processor = {
