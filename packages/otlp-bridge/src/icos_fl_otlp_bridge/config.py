@@ -1,0 +1,205 @@
+"""The bridge's configuration file: which resources, which metrics, which columns. YAML 1.2."""
+
+import re
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedBase, CommentedMap
+from ruamel.yaml.error import MarkedYAMLError
+from ruamel.yaml.scalarfloat import ScalarFloat
+from ruamel.yaml.scalarint import ScalarInt
+
+from icos_fl_otlp_bridge.errors import ConfigError
+
+ROWS_MAX = 10_000_000
+
+
+def _number(value: object) -> object:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError("a number is needed")
+    return value
+
+
+Number = Annotated[float, BeforeValidator(_number)]
+Whole = Annotated[int, BeforeValidator(_number)]
+Text = Annotated[str, Field(min_length=1)]
+Scalar = str | int | float | bool
+Combine = Literal["sum", "mean", "min", "max", "last"]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Predicate(_Model):
+    """A condition on one attribute. An absent attribute is no match, whatever the condition."""
+
+    attribute: Text
+    equals: Scalar | None = None
+    one_of: tuple[Scalar, ...] | None = None
+    matches: str | None = None
+    """A regular expression for the whole value."""
+    exists: Literal[True] | None = None
+
+    @model_validator(mode="after")
+    def _one_condition(self) -> Self:
+        given = [
+            n for n in ("equals", "one_of", "matches", "exists") if getattr(self, n) is not None
+        ]
+        if len(given) != 1:
+            raise ValueError(f"exactly one of equals, one_of, matches, exists; given: {given}")
+        if self.matches is not None:
+            try:
+                re.compile(self.matches)
+            except re.error as error:
+                raise ValueError(f"matches: {error}") from None
+        return self
+
+    def accepts(self, attributes: dict[str, Any]) -> bool:
+        """Does the attribute, if it is there, meet the condition?"""
+        if self.attribute not in attributes:
+            return False
+        value = attributes[self.attribute]
+        if self.equals is not None:
+            return bool(value == self.equals)
+        if self.one_of is not None:
+            return value in self.one_of
+        if self.matches is not None:
+            return re.fullmatch(self.matches, str(value)) is not None
+        return True
+
+
+class Term(_Model):
+    """One metric's contribution to a column."""
+
+    metric: Text
+    where: tuple[Predicate, ...] = ()
+    """Which of its series, by the attributes of their points; all of them without."""
+    combine: Combine = "sum"
+    """How the values of several series become one."""
+    factor: Number = 1.0
+
+
+class Source(_Model):
+    """One way to fill a column: (sum of factor x term, + plus) * multiply_by / divide_by."""
+
+    terms: tuple[Term, ...] = Field(min_length=1)
+    plus: Number = 0.0
+    multiply_by: Number = 1.0
+    divide_by: Number = 1.0
+    """Where a unit is a whole multiple of another, dividing is exact and multiplying is not."""
+
+    @model_validator(mode="after")
+    def _divisible(self) -> Self:
+        if self.divide_by == 0:
+            raise ValueError("divide_by is 0")
+        return self
+
+
+class Column(_Model):
+    """A column of the window."""
+
+    unit: str = ""
+    sources: tuple[Source, ...] = Field(min_length=1)
+    """The first of them whose terms are all there fills a row."""
+
+
+class BridgeConfig(_Model):
+    """The whole file."""
+
+    node_attribute: Text = "host.name"
+    """The resource attribute that names the node."""
+    resources: tuple[Predicate, ...] = ()
+    """All must accept a resource; the points of others are not for this bridge."""
+    interval_seconds: Number = Field(default=3.0, gt=0, le=86_400)
+    """A row's time is its points' time rounded down to this."""
+    window_rows: Whole = Field(default=300, ge=1, le=ROWS_MAX)
+    """Rows that a node's window holds."""
+    columns: dict[Text, Column] = Field(min_length=1)
+
+    @property
+    def interval_ns(self) -> int:
+        return round(self.interval_seconds * 1e9)
+
+
+def default_config() -> BridgeConfig:
+    """The packaged one: Scaphandre, the Collector's hostmetrics, the SDK's system metrics."""
+    file = files("icos_fl_otlp_bridge").joinpath("default.yaml")
+    return _parse(file.read_text(), file.name)
+
+
+def load_config(path: Path) -> BridgeConfig:
+    """Read *path*. Raises ConfigError."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        raise ConfigError(f"{path}: cannot be read: {reason}") from None
+    return _parse(text, str(path))
+
+
+def _parse(text: str, name: str) -> BridgeConfig:
+    try:
+        document = YAML(typ="rt", pure=True).load(text)
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = mark.line + 1 if mark else 0
+        read = text.splitlines()[line - 1].strip() if 0 < line <= len(text.splitlines()) else ""
+        problem = (error.problem or error.context or "not YAML").split("\n")[0]
+        raise ConfigError(f"{name}, line {line}: {problem}; read: {read!r}") from None
+    if not isinstance(document, CommentedMap):
+        raise ConfigError(f"{name}: a mapping is needed; read: {document!r}")
+    problems = [f"{name}, {problem}" for problem in _underscored(document, ())]
+    if problems:
+        raise ConfigError("\n".join(problems))
+    try:
+        return BridgeConfig.model_validate(document)
+    except ValidationError as error:
+        raise ConfigError(
+            "\n".join(
+                f"{name}, line {_line(document, item['loc'])}: "
+                f"{'.'.join(map(str, item['loc']))}: {item['msg']}; read: {item['input']!r}"
+                for item in error.errors()
+            )
+        ) from None
+
+
+def _underscored(node: Any, path: tuple[str | int, ...]) -> list[str]:
+    """1_000 is a thousand in YAML 1.1 and a text in YAML 1.2: refuse what two readers differ on."""
+    if isinstance(node, ScalarInt | ScalarFloat) and getattr(node, "_underscore", None):
+        key = ".".join(map(str, path))
+        return [f"{key}: write the number without underscores; read: {node!r} with underscores"]
+    if isinstance(node, dict):
+        children: Any = node.items()
+    elif isinstance(node, list):
+        children = enumerate(node)
+    else:
+        return []
+    found = []
+    for key, child in children:
+        for problem in _underscored(child, (*path, key)):
+            head = "" if problem.startswith("line ") else f"line {_line_of(node, key)}: "
+            found.append(head + problem)
+    return found
+
+
+def _line(document: Any, path: tuple[str | int, ...]) -> int:
+    """Line of the deepest part of *path* that is in the file."""
+    node, line = document, 1
+    for key in path:
+        if not isinstance(node, CommentedBase):
+            break
+        try:
+            line = _line_of(node, key)
+            node = node[key]  # type: ignore[index]
+        except (KeyError, IndexError, TypeError):
+            break
+    return line
+
+
+def _line_of(node: Any, key: str | int) -> int:
+    position = node.lc.key(key) if isinstance(key, str) else node.lc.item(key)
+    return int(position[0]) + 1

@@ -1,0 +1,26 @@
+"""Settings of the bridge, from the environment."""
+
+from pathlib import Path
+from typing import Literal
+
+from icos_fl_timeseries_store import StoreSettings
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class BridgeSettings(BaseSettings):
+    """``ICOS_FL_BRIDGE_*``, read once in ``__main__``."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="ICOS_FL_BRIDGE_", env_nested_delimiter="__", frozen=True, extra="forbid"
+    )
+
+    listen_address: str = Field(default="127.0.0.1:4317", pattern=r"^\S+:\d{1,5}$")
+    """host:port to serve OTLP/gRPC on; port 0 takes a free one."""
+    config: Path | None = None
+    """The configuration file; the packaged one without it."""
+    store: StoreSettings = StoreSettings()
+    """Where the windows are."""
+    max_message_bytes: int = Field(default=64 << 20, ge=64 << 10, le=1 << 31)
+    """The largest request, after decompression."""
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
