@@ -14,13 +14,16 @@ from google.rpc.error_details_pb2 import RetryInfo
 from google.rpc.status_pb2 import Status
 from hypothesis import given
 from hypothesis import strategies as st
-from icos_fl_local import replay
+from icos_fl_local import replay, traces
 from icos_fl_local.traces import POWER_METRIC, Trace, unit_of
+from icos_fl_otlp_bridge.config import load_config
+from icos_fl_otlp_bridge.rows import Converter
 from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2 as pb
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2_grpc import (
     MetricsServiceServicer,
     add_MetricsServiceServicer_to_server,
 )
+from ruamel.yaml import YAML
 
 
 @dataclass
@@ -197,3 +200,22 @@ def test_an_endpoint_that_stays_away_ends_the_replay(monkeypatch):
     monkeypatch.setattr(replay, "_GIVE_UP_SECONDS", 0.3)
     with pytest.raises(replay.ReplayError, match=r"127.0.0.1:1 did not take .*UNAVAILABLE"):
         replay.send([ramp("a", 1)], "127.0.0.1:1", lambda *_: None)
+
+
+def test_shipped_traces_come_out_of_the_bridge_value_by_value(tmp_path):
+    shipped = traces.load(traces.SHIPPED)
+    with (tmp_path / "bridge.yaml").open("w") as stream:
+        YAML().dump(traces.bridge_config(shipped), stream)
+    converter = Converter(load_config(tmp_path / "bridge.yaml"))
+    for trace in shipped:
+        total = len(trace.times_s)
+        requests = [
+            replay.request(trace, first, min(first + replay.ROWS_PER_REQUEST, total))
+            for first in range(0, total, replay.ROWS_PER_REQUEST)
+        ]
+        rows = [converter.convert(request).rows[trace.node] for request in requests]
+        places = [converter.columns.index(traces.column_of(column)) for column in trace.columns]
+        times_ns = np.concatenate([found.times_ns_t for found in rows])
+        values = np.concatenate([found.values_tf for found in rows])
+        assert np.array_equal(times_ns, trace.times_s * 10**9)
+        assert np.array_equal(values[:, places], trace.values_tf)

@@ -207,3 +207,29 @@ def test_every_shipped_source_has_its_licence_and_describes_its_columns():
         assert file.read_text().splitlines()[0] == ",".join(names)
         assert file.stem in described["nodes"]
         assert (file.parent / "LICENSE").stat().st_size > 1_000
+
+
+def test_the_bridge_is_told_each_column_its_unit_and_where_it_comes_from(tmp_path):
+    write(tmp_path, "a.csv", "time_unix_s,power_w,net_receive_kbps\n1,2.5,3\n2,2.5,3\n")
+    write(tmp_path, "b.csv", "time_unix_s,power_w\n1,0.123456789\n")
+    assert traces.bridge_config(traces.load(tmp_path)) == {
+        "node_attribute": "host.name",
+        "interval_seconds": 1,
+        "window_rows": 2,
+        "columns": {
+            "power_consumption": {
+                "unit": "W",
+                "sources": [
+                    {
+                        "terms": [{"metric": "scaph_host_power_microwatts"}],
+                        "divide_by": 1_000_000,
+                    },
+                    {"terms": [{"metric": "power_w"}]},
+                ],
+            },
+            "net_receive_kbps": {
+                "unit": "kB/s",
+                "sources": [{"terms": [{"metric": "net_receive_kbps"}]}],
+            },
+        },
+    }

@@ -102,8 +102,29 @@ def load(folder: Path, nodes: int | None = None) -> list[Trace]:
 
 
 def bridge_config(traces: Sequence[Trace]) -> dict[str, Any]:
-    """The otlp-bridge's configuration that takes what ``replay.send`` sends of *traces*."""
-    raise NotImplementedError
+    """The otlp-bridge's configuration that takes each value that ``replay.send`` sends as it is.
+
+    A row a second keeps the traces' own times; a window holds a whole trace.
+    """
+    columns: dict[str, dict[str, Any]] = {}
+    for trace in traces:
+        for name, unit in zip(trace.columns, trace.units, strict=True):
+            column = columns.setdefault(column_of(name), {"unit": unit, "sources": []})
+            source = _bridge_source(trace, name)
+            if source not in column["sources"]:
+                column["sources"].append(source)
+    return {
+        "node_attribute": "host.name",
+        "interval_seconds": 1,
+        "window_rows": max(len(trace.times_s) for trace in traces),
+        "columns": columns,
+    }
+
+
+def _bridge_source(trace: Trace, column: str) -> dict[str, Any]:
+    if column == "power_w" and trace.has_whole_microwatts:
+        return {"terms": [{"metric": POWER_METRIC}], "divide_by": 1_000_000}
+    return {"terms": [{"metric": column}]}
 
 
 def _files_by_node(folder: Path) -> dict[str, Path]:
