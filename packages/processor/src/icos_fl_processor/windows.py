@@ -108,26 +108,24 @@ def resample(times_ns_t: Times, values_tf: Values, interval_ns: int = 0) -> Step
     middle = newest + half - length / 2
 
     present = ~np.isnan(values)
-    index_s, first = np.unique(index_t, return_index=True)
-    counts = np.add.reduceat(present.astype(np.int64), first)
-    sums = np.add.reduceat(np.where(present, values, 0.0), first)
-    with np.errstate(invalid="ignore"):
-        means_sf = sums / counts
+    first = np.flatnonzero(np.diff(index_t, prepend=index_t[0] - 1))
+    index_s = index_t[first]
+    means_sf = values
+    if len(first) < len(values):
+        counts = np.add.reduceat(present.astype(np.int64), first)
+        sums = np.add.reduceat(np.where(present, values, 0.0), first)
+        with np.errstate(invalid="ignore"):
+            means_sf = sums / counts
 
     late = [
         _late_steps(times[has], index_t[has], column[has], length, middle)
         for has, column in zip(present.T, values.T, strict=True)
     ]
-    all_s = np.unique(np.concatenate([index_s, *(index for index, _ in late)]))
-    filled_sf = np.full((len(all_s), values.shape[1]), np.nan)
-    filled_sf[np.searchsorted(all_s, index_s)] = means_sf
-    for column, (index, value) in enumerate(late):
-        filled_sf[np.searchsorted(all_s, index), column] = value
-
-    full = ~np.isnan(filled_sf).any(axis=1)
-    return _steps(
-        interval, distance, newest + all_s[full] * length, filled_sf[full], index_s=all_s[full]
-    )
+    if any(len(index) for index, _ in late):
+        index_s, means_sf = _with_late_steps(index_s, means_sf, late)
+    full = ~np.isnan(means_sf).any(axis=1)
+    index_s, means_sf = index_s[full], means_sf[full]
+    return _steps(interval, distance, newest + index_s * length, means_sf, index_s)
 
 
 def _late_steps(
@@ -139,6 +137,17 @@ def _late_steps(
     since_row = middle - times[late] + skipped * length
     share = since_row / (times[late + 1] - times[late])
     return skipped, values[late] * (1 - share) + values[late + 1] * share
+
+
+def _with_late_steps(
+    index_s: Times, values_sf: Values, late: list[tuple[Times, Values]]
+) -> tuple[Times, Values]:
+    all_s = np.unique(np.concatenate([index_s, *(index for index, _ in late)]))
+    filled_sf = np.full((len(all_s), values_sf.shape[1]), np.nan)
+    filled_sf[np.searchsorted(all_s, index_s)] = values_sf
+    for column, (index, value) in enumerate(late):
+        filled_sf[np.searchsorted(all_s, index), column] = value
+    return all_s, filled_sf
 
 
 def _steps(
@@ -173,9 +182,11 @@ def statistics(values_sf: Values) -> Normalisation:
     A column of very large numbers gives an infinite or NaN statistic, which the caller refuses.
     """
     with np.errstate(over="ignore", invalid="ignore"):
-        mean_f = values_sf.mean(axis=0)
-        deviation_f = values_sf.std(axis=0)
-    constant = deviation_f <= np.abs(values_sf).max(axis=0) * _CONSTANT_SHARE
+        # Along contiguous memory numpy sums in pairs: faster, and with a smaller rounding error.
+        values_fs = np.ascontiguousarray(values_sf.T)
+        mean_f = values_fs.mean(axis=1)
+        deviation_f = values_fs.std(axis=1)
+    constant = deviation_f <= np.abs(values_fs).max(axis=1) * _CONSTANT_SHARE
     return Normalisation(mean_f, np.where(constant, 1.0, deviation_f))
 
 
