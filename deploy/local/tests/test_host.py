@@ -10,6 +10,8 @@ import grpc
 import psutil
 import pytest
 from icos_fl_local import host
+from icos_fl_otlp_bridge.config import default_config
+from icos_fl_otlp_bridge.rows import Converter
 from opentelemetry.metrics import CallbackOptions
 from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2 as pb
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2_grpc import (
@@ -88,8 +90,10 @@ def metrics_of(request: pb.ExportMetricsServiceRequest) -> dict[str, list]:
     }
 
 
-def attributes_of(point) -> dict[str, str]:
-    return {item.key: item.value.string_value for item in point.attributes}
+def attributes_of(point) -> dict[str, str | int]:
+    return {
+        item.key: getattr(item.value, item.value.WhichOneof("value")) for item in point.attributes
+    }
 
 
 def exported(receiver: Receiver, powercap: Path) -> pb.ExportMetricsServiceRequest:
@@ -105,23 +109,32 @@ def test_the_node_is_the_resources_host_name(receiver, tmp_path):
     assert (attribute.key, attribute.value.string_value) == ("host.name", "this-node")
 
 
-def test_cpu_is_a_share_of_time_by_processor_and_state(receiver, tmp_path):
+def test_cpu_is_a_share_of_time_by_processor_and_mode(receiver, tmp_path):
     points = metrics_of(exported(receiver, tmp_path))["system.cpu.utilization"]
-    shares: dict[str, float] = {}
+    shares: dict[int, float] = {}
     for point in points:
-        cpu = attributes_of(point)["cpu"]
+        cpu = attributes_of(point)["cpu.logical_number"]
         shares[cpu] = shares.get(cpu, 0.0) + point.as_double
         assert 0.0 <= point.as_double <= 1.0
-    assert set(shares) == {f"cpu{number}" for number in range(psutil.cpu_count())}
+    assert set(shares) == set(range(psutil.cpu_count()))
     assert list(shares.values()) == pytest.approx([1.0] * len(shares))
 
 
 def test_memory_is_total_minus_available_in_bytes(receiver, tmp_path):
     (point,) = metrics_of(exported(receiver, tmp_path))["system.memory.usage"]
     memory = psutil.virtual_memory()
-    assert attributes_of(point) == {"state": "used"}
+    assert attributes_of(point) == {"system.memory.state": "used"}
     assert point.as_int == pytest.approx(memory.total - memory.available, rel=0.5)
     assert point.as_int < memory.total
+
+
+def test_the_bridge_takes_it_by_its_default_configuration(receiver, powercap):
+    converter = Converter(default_config())
+    rows = converter.convert(exported(receiver, powercap)).rows["this-node"]
+    row = dict(zip(converter.columns, rows.values_tf[0], strict=True))
+    assert 0.0 <= row["cpu_usage"] <= 100.0
+    assert 0.0 < row["memory_usage"] < psutil.virtual_memory().total / 2**20
+    assert row["power_consumption"] == 0.0
 
 
 def test_without_counters_there_is_no_power(receiver, tmp_path):
@@ -194,4 +207,4 @@ def test_a_processor_that_is_taken_away_is_left_out(monkeypatch):
     cpu = host.CpuUtilization()
     times = psutil.cpu_times(percpu=True)
     monkeypatch.setattr(host.psutil, "cpu_times", lambda percpu: [times[0]._replace(user=1e9)])
-    assert {observation.attributes["cpu"] for observation in cpu(OPTIONS)} == {"cpu0"}
+    assert {observation.attributes["cpu.logical_number"] for observation in cpu(OPTIONS)} == {0}

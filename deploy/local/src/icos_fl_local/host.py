@@ -16,8 +16,8 @@ from opentelemetry.sdk.resources import Resource
 POWERCAP = Path("/sys/class/powercap")
 
 _EXPORT_TIMEOUT_SECONDS = 5.0
-# psutil's names by the Collector's name of the state. Guests' time is in user and nice.
-_STATES = {
+# psutil's names by OpenTelemetry's name of the mode. Guests' time is in user and nice.
+_MODES = {
     "user": ("user",),
     "nice": ("nice",),
     "system": ("system",),
@@ -44,8 +44,8 @@ def start(
 ) -> HostSource:
     """Send this machine's metrics to *endpoint* (host:port) as *node*, every *interval_seconds*.
 
-    They are ``system.cpu.utilization`` (a ratio by cpu and state), ``system.memory.usage`` (bytes
-    used: total minus available) and, where the energy counters under *powercap* can be read,
+    They are ``system.cpu.utilization`` (a ratio by processor and mode), ``system.memory.usage``
+    (bytes used: total minus available) and, where the energy counters under *powercap* can be read,
     ``hw.host.power`` (watts of all processor packages).
     """
     exporter = OTLPMetricExporter(endpoint=endpoint, insecure=True, timeout=_EXPORT_TIMEOUT_SECONDS)
@@ -57,7 +57,7 @@ def start(
     provider = MeterProvider([reader], Resource({"host.name": node}), shutdown_on_exit=False)
     meter = provider.get_meter("icos_fl_local.host")
     meter.create_observable_gauge(
-        "system.cpu.utilization", [CpuUtilization()], unit="1", description="share of time by state"
+        "system.cpu.utilization", [CpuUtilization()], unit="1", description="share of time by mode"
     )
     meter.create_observable_gauge(
         "system.memory.usage", [_memory_usage], unit="By", description="total minus available"
@@ -71,26 +71,26 @@ def start(
 
 
 class CpuUtilization:
-    """The share of time that each processor spent in each state since the call before."""
+    """The share of time that each processor spent in each mode since the call before."""
 
     def __init__(self) -> None:
         self._before = psutil.cpu_times(percpu=True)
 
     def __call__(self, _options: CallbackOptions) -> Iterable[Observation]:
-        """One observation a processor and state; none of a processor whose clock has not moved."""
+        """One observation a processor and mode; none of a processor whose clock has not moved."""
         now = psutil.cpu_times(percpu=True)
         observations = []
         for cpu, (start, end) in enumerate(zip(self._before, now, strict=False)):
             # A counter that the kernel corrects can go back a little: that is no time spent.
             seconds = {
-                state: sum(max(0.0, getattr(end, n, 0.0) - getattr(start, n, 0.0)) for n in names)
-                for state, names in _STATES.items()
+                mode: sum(max(0.0, getattr(end, n, 0.0) - getattr(start, n, 0.0)) for n in names)
+                for mode, names in _MODES.items()
             }
             total = sum(seconds.values())
             if total > 0:
                 observations += [
-                    Observation(spent / total, {"cpu": f"cpu{cpu}", "state": state})
-                    for state, spent in seconds.items()
+                    Observation(spent / total, {"cpu.logical_number": cpu, "cpu.mode": mode})
+                    for mode, spent in seconds.items()
                 ]
         self._before = now
         return observations
@@ -98,7 +98,7 @@ class CpuUtilization:
 
 def _memory_usage(_options: CallbackOptions) -> Iterable[Observation]:
     memory = psutil.virtual_memory()
-    return [Observation(memory.total - memory.available, {"state": "used"})]
+    return [Observation(memory.total - memory.available, {"system.memory.state": "used"})]
 
 
 @dataclass(frozen=True)
