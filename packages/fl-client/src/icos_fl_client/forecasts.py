@@ -21,7 +21,7 @@ from icos_fl_client.training import EVALUATION_BATCH_SIZE, SequenceDataset
 
 Array = NDArray[np.float64]
 
-ERRORS_MAX = 200
+ERRORS_MAX = 400
 """Finished forecasts that intervals are made of: the newest."""
 ERRORS_MIN = 20
 """Fewer finished forecasts than this give no interval."""
@@ -37,7 +37,7 @@ class Run:
     """Consecutive steps of a node, without a gap."""
 
     start: int
-    """Number of the first step, counted in steps of the grid from any moment that all runs share."""
+    """Number of the first step, counted on a grid that all runs share."""
     values_tf: NDArray[np.float32]
 
 
@@ -138,7 +138,8 @@ def backtest(
     here = _forecast_all(model, runs_validation, lookback, horizon, device)
     count = len(here.last_step_n)
     if not count:
-        return Backtest(0, 0, *[math.nan] * 5, example=None)
+        nan = math.nan
+        return Backtest(0, 0, nan, nan, nan, nan, nan, None)
     usual = _usual_spread(warm.spread_n if len(warm.spread_n) else here.spread_n[:ERRORS_MIN])
     scale_n = _scale(np.concatenate([warm.spread_n, here.spread_n]), usual)
     scaled_nh = np.concatenate([warm.errors_nh, here.errors_nh]) / scale_n[:, None]
@@ -236,7 +237,7 @@ def _predict(
 ) -> Array:
     model.to(device).eval()
     with torch.inference_mode():
-        yhat_bh = model(torch.as_tensor(windows_blf, dtype=torch.float32).to(device))
+        yhat_bh = model(torch.tensor(windows_blf, dtype=torch.float32, device=device))
     return np.asarray(yhat_bh.cpu().numpy(), dtype=np.float64)
 
 

@@ -140,9 +140,8 @@ def anchors(lookback: int, horizon: int) -> Tensor:
 
     The first is the last value (all weights 0).
     """
-    rows_al = [torch.zeros(lookback)]
-    for steps in sorted({*(k for k in MEAN_STEPS if k < lookback), lookback}):
-        rows_al.append(_mean(lookback, steps))
+    means = sorted({*(k for k in MEAN_STEPS if k < lookback), lookback})
+    rows_al = [torch.zeros(lookback), *(_mean(lookback, steps) for steps in means)]
     anchors_hal = torch.stack(rows_al).repeat(horizon, 1, 1)
     ahead_h = torch.arange(1, horizon + 1, dtype=torch.float32)
     damped_h = DRIFT_DAMPING * (1 - DRIFT_DAMPING**ahead_h) / (1 - DRIFT_DAMPING)

@@ -1,19 +1,20 @@
-"""Train and judge a model on a node's own sequences. Tensors in, numbers out; no service is called.
+"""Train and judge a model on a node's own sequences. No service is called here.
 
-Shapes: n rows of all runs, b sequences of a batch, l steps of input, h steps to forecast, f columns.
+Shapes: n rows of all runs, b sequences of a batch, l steps of input, h steps ahead, f columns.
 Values are z-scores; column 0 is the metric itself.
 """
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 Run = NDArray[np.float32]
 """Consecutive steps (t, f), without a gap."""
@@ -77,7 +78,7 @@ class SequenceDataset(Dataset[tuple[Tensor, Tensor]]):
         self._starts = torch.as_tensor(np.concatenate(starts) if starts else np.zeros(0, np.int64))
         self._starts = self._starts.to(device)
         self._steps = torch.arange(length, device=device)
-        self._lookback = lookback
+        self._lookback, self._horizon = lookback, horizon
 
     def __len__(self) -> int:
         return len(self._starts)
@@ -86,23 +87,41 @@ class SequenceDataset(Dataset[tuple[Tensor, Tensor]]):
         x_blf, y_bh = self.__getitems__([index])
         return x_blf[0], y_bh[0]
 
-    def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+    def __getitems__(self, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
         """The batch of these sequences: windows (b, l, f) and what came (b, h)."""
         chosen_b = self._starts[torch.as_tensor(indices, device=self._starts.device)]
         sequences_btf = self._rows_nf[chosen_b[:, None] + self._steps]
         return sequences_btf[:, : self._lookback], sequences_btf[:, self._lookback :, 0]
 
+    def naive_mae(self) -> float:
+        """Mean error of repeating the last value, over what is finite; NaN where nothing is."""
+        last_n = self._starts + self._lookback - 1
+        came_nh = self._rows_nf[last_n[:, None] + self._steps[1 : self._horizon + 1], 0]
+        return float((came_nh - self._rows_nf[last_n, :1]).abs().nanmean())
+
     def loader(
         self, batch_size: int, generator: torch.Generator | None = None
     ) -> DataLoader[tuple[Tensor, Tensor]]:
         """Batches in an order drawn from *generator*, or oldest first without one."""
-        return DataLoader(
-            self,
-            batch_size,
-            shuffle=generator is not None,
-            generator=generator,
-            collate_fn=_as_they_are,
-        )
+        order = _Batches(len(self), batch_size, generator)
+        return DataLoader(self, batch_sampler=order, collate_fn=_as_it_is)
+
+
+class _Batches(Sampler[Any]):
+    """Indices of each batch as a tensor; Torch's own sampler makes a list of Python integers."""
+
+    def __init__(self, count: int, batch_size: int, generator: torch.Generator | None) -> None:
+        self._count, self._batch_size, self._generator = count, batch_size, generator
+
+    def __len__(self) -> int:
+        return math.ceil(self._count / self._batch_size)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        if self._generator is None:
+            order_n = torch.arange(self._count)
+        else:
+            order_n = torch.randperm(self._count, generator=self._generator)
+        return iter(torch.split(order_n, self._batch_size))
 
 
 def train(
@@ -120,8 +139,8 @@ def train(
 ) -> TrainResult:
     """Train *model* in place on every sequence of *runs*, *epochs* times.
 
-    A positive *proximal_mu* adds FedProx's ``mu / 2 * |w - w0|²`` to what is minimised, w0 being the
-    weights at the call. A batch whose gradient is not finite changes nothing.
+    A positive *proximal_mu* adds FedProx's ``mu / 2 * |w - w0|²`` to what is minimised, w0 being
+    the weights at the call. A batch whose gradient is not finite changes nothing.
 
     Raises TrainingError if that is so for every batch of the last epoch.
     """
@@ -129,18 +148,19 @@ def train(
     data = SequenceDataset(runs, lookback=lookback, horizon=horizon, device=device)
     if not len(data):
         return TrainResult(0, math.nan, 0.0)
-    unit = max(_naive_mae(data), NAIVE_MIN)
+    naive_mae = data.naive_mae()
+    unit = max(naive_mae, NAIVE_MIN) if math.isfinite(naive_mae) else 1.0
     torch.manual_seed(seed)
-    generator = torch.Generator().manual_seed(seed)
+    batches = data.loader(batch_size, torch.Generator().manual_seed(seed))
     model.to(device).train()
     anchor = [p.detach().clone() for p in model.parameters()] if proximal_mu > 0 else []
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=learning_rate, weight_decay=WEIGHT_DECAY, foreach=True
+        model.parameters(), lr=learning_rate, weight_decay=WEIGHT_DECAY, fused=True
     )
     loss = math.nan
     for _ in range(epochs):
         total, examples = torch.zeros((), device=device), 0
-        for x_blf, y_bh in data.loader(batch_size, generator):
+        for x_blf, y_bh in batches:
             batch_loss = (model(x_blf) - y_bh).abs().mean() / unit
             if _step(model, optimizer, batch_loss, anchor, proximal_mu):
                 total += batch_loss.detach() * len(y_bh)
@@ -185,22 +205,15 @@ def _step(
         loss = loss + proximal_mu / 2 * (parameter - start).square().sum()
     optimizer.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
-    norm = nn.utils.clip_grad_norm_(model.parameters(), GRADIENT_NORM_MAX)
-    if not torch.isfinite(norm):
+    parameters = [p for p in model.parameters() if p.grad is not None]
+    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if not math.isfinite(float(norm)):
         return False
+    if float(norm) > GRADIENT_NORM_MAX:
+        nn.utils.clip_grads_with_norm_(parameters, GRADIENT_NORM_MAX, norm)
     optimizer.step()
     return True
 
 
-def _naive_mae(data: SequenceDataset) -> float:
-    total, count = 0.0, 0
-    for x_blf, y_bh in data.loader(EVALUATION_BATCH_SIZE):
-        changes_bh = (x_blf[:, -1:, 0] - y_bh).abs()
-        finite_bh = changes_bh.isfinite()
-        total += float(changes_bh[finite_bh].sum())
-        count += int(finite_bh.sum())
-    return total / count if count else 0.0
-
-
-def _as_they_are(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+def _as_it_is(batch: Any) -> Any:
     return batch
