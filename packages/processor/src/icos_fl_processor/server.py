@@ -126,7 +126,7 @@ class Server:
         if self._store is None:
             self._store = self._connect()
         processor = self._processor or Processor(self._store, self._max_message_bytes)
-        processor.nodes()
+        processor.check_store()
         self._processor = processor
 
     def _set_serving(self, serving: bool) -> None:
