@@ -13,7 +13,8 @@ def test_elsewhere_than_on_a_terminal_a_change_is_a_line() -> None:
         progress.component("bridge", "starting")
         progress.component("bridge", "up")
         progress.rows("node-a", 60, 1200)
-        progress.rows("node-a", 60, 1200)
+        progress.rows("node-a", 120, 1200)  # too soon after the line before
+        progress.rows("node-a", 1200, 1200)
         progress.training("round 1 of 5: running")
         progress.training("round 1 of 5: running")
         progress.component("bridge", "stopping")
@@ -21,6 +22,7 @@ def test_elsewhere_than_on_a_terminal_a_change_is_a_line() -> None:
     assert lines(stream) == [
         "bridge: up",
         "window of node-a: 60 of 1,200 rows",
+        "window of node-a: 1,200 of 1,200 rows",
         "round 1 of 5: running",
         "bridge: stopped",
     ]

@@ -9,6 +9,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+_ROWS_LINE_SECONDS = 5.0
 _COLOURS = {"up": "green", "starting": "yellow", "stopping": "yellow", "stopped": "dim"}
 
 
@@ -23,6 +24,7 @@ class Progress:
         self._plain = not self._console.is_terminal
         self._components: dict[str, str] = {}
         self._rows: dict[str, str] = {}
+        self._rows_told: dict[str, float] = {}
         self._training = ""
         self._live: Live | None = None
         self._stage_start = time.monotonic()
@@ -62,10 +64,15 @@ class Progress:
     def rows(self, node: str, rows: int, of: int | None = None) -> None:
         """Rows in the window of *node*."""
         text = f"{rows:,} rows" if of is None else f"{rows:,} of {of:,} rows"
-        if self._rows.get(node) != text:
-            self._rows[node] = text
-            if self._plain:
-                self.say(f"window of {node}: {text}")
+        if self._rows.get(node) == text:
+            return
+        self._rows[node] = text
+        now = time.monotonic()
+        told = self._rows_told.get(node)
+        full = of is None or rows >= of
+        if self._plain and (full or told is None or now > told + _ROWS_LINE_SECONDS):
+            self._rows_told[node] = now
+            self.say(f"window of {node}: {text}")
 
     def training(self, text: str) -> None:
         """Where the training is."""

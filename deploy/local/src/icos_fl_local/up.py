@@ -139,11 +139,11 @@ def _host_bridge_config(interval_seconds: float, window_rows: int) -> dict[str, 
 
     idle = {
         "metric": "system.cpu.utilization",
-        "where": where("cpu.mode", "idle"),
+        "where": where("state", "idle"),
         "combine": "mean",
         "factor": -1,
     }
-    used = {"metric": "system.memory.usage", "where": where("system.memory.state", "used")}
+    used = {"metric": "system.memory.usage", "where": where("state", "used")}
     power = {"metric": "hw.host.power"}
     return {
         "interval_seconds": interval_seconds,
