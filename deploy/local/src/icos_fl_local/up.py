@@ -169,14 +169,14 @@ def up(options: Options) -> int:
     """
     overrides = overrides_of(options)
     given_ports = parse_ports(options.ports)
+    bad = [check for check in doctor.examine(options.state_folder, given_ports) if not check.ok]
+    if bad:
+        raise LocalError("\n".join(check.line() for check in bad))
     source = open_source(options, overrides)
     metrics = asked_metrics(options, overrides)
     if source.columns:
         metrics = run_config.choose_metrics(metrics, source.columns)
     ports = assign_ports(component_names(source.nodes), given_ports)
-    bad = [check for check in doctor.examine(options.state_folder, given_ports) if not check.ok]
-    if bad:
-        raise LocalError("\n".join(check.line() for check in bad))
     options.out.mkdir(parents=True, exist_ok=True)  # rather refused now than after the training
     state = StateFolder(options.state_folder)
     with state.lock(), Progress(to(options.json)) as progress:
