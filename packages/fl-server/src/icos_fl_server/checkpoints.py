@@ -1,0 +1,110 @@
+"""Weights on disk, one file a version, each there as a whole or not at all."""
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from icos_fl_server.errors import ServerError
+
+Weights = dict[str, NDArray[Any]]
+
+ROUNDS_KEPT = 5
+"""Files of single rounds that stay, beside latest and best."""
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write *data* so that a crash leaves the old file or the new one. Raises ServerError."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(file.name).replace(path)
+    except OSError as error:
+        raise ServerError(
+            f"result folder {path.parent} cannot be written by uid {os.getuid()}: {error.strerror}"
+        ) from None
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One version of a metric's model."""
+
+    round: int
+    weights: Weights
+
+
+class Checkpoints:
+    """The checkpoints of one run: ``<folder>/<metric>/round-00001.safetensors``, latest and best."""
+
+    def __init__(self, folder: Path, run_config: Mapping[str, Any]) -> None:
+        self._folder = folder
+        self._run_config = json.dumps(dict(run_config), default=str)
+
+    def save(self, metric: str, checkpoint: Checkpoint) -> None:
+        """Keep it as its round's file and as the latest."""
+        data = self._pack(metric, checkpoint)
+        folder = self._folder / metric
+        write_atomically(folder / f"round-{checkpoint.round:05d}.safetensors", data)
+        write_atomically(folder / "latest.safetensors", data)
+        for old in sorted(folder.glob("round-*.safetensors"))[:-ROUNDS_KEPT]:
+            old.unlink()
+
+    def save_best(self, metric: str, checkpoint: Checkpoint) -> None:
+        """Keep it as the one with the lowest evaluation loss so far."""
+        path = self._folder / metric / "best.safetensors"
+        write_atomically(path, self._pack(metric, checkpoint))
+
+    def _pack(self, metric: str, checkpoint: Checkpoint) -> bytes:
+        metadata = {
+            "metric": metric,
+            "round": str(checkpoint.round),
+            "run-config": self._run_config,
+        }
+        arrays = {name: np.ascontiguousarray(array) for name, array in checkpoint.weights.items()}
+        packed: bytes = save(arrays, metadata)
+        return packed
+
+
+def load_latest(folder: Path, metric: str) -> Checkpoint | None:
+    """The latest checkpoint of *metric* in a run's result folder, or in its checkpoints folder.
+
+    None if the metric has none there. Raises ServerError for a folder or a file that is no such.
+    """
+    inner = folder / "checkpoints"
+    base = inner if inner.is_dir() else folder
+    if not base.is_dir():
+        raise ServerError(f"resume={folder}: no such folder")
+    path = base / metric / "latest.safetensors"
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, "np") as file:
+            metadata = file.metadata() or {}
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return Checkpoint(int(metadata["round"]), weights)
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise ServerError(f"{path} is not a checkpoint: {error}") from None
+
+
+def check_shapes(what: str, given: Weights, expected: Weights) -> None:
+    """Raises ServerError naming the first tensor of *given* that differs from *expected*."""
+    for name in [*expected, *given]:
+        shapes = [
+            "none" if name not in weights else str(tuple(weights[name].shape))
+            for weights in (given, expected)
+        ]
+        if shapes[0] != shapes[1]:
+            raise ServerError(
+                f"{what}: tensor {name!r} has shape {shapes[0]}, the nodes' model has {shapes[1]}"
+            )

@@ -1,0 +1,73 @@
+"""What of Flower's run configuration concerns the server."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from icos_fl_timeseries_store import StoreSettings
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from icos_fl_server.errors import ServerError
+from icos_fl_server.strategies import STRATEGIES
+
+
+def _names(value: object) -> object:
+    if isinstance(value, str):
+        return tuple(name.strip() for name in value.split(",") if name.strip())
+    return value
+
+
+def _strategy(value: object) -> object:
+    if value not in STRATEGIES:
+        raise ValueError(f"no such strategy; there are {', '.join(STRATEGIES)}")
+    return value
+
+
+def _hyphenated(name: str) -> str:
+    return name.replace("_", "-")
+
+
+class RunConfig(BaseModel):
+    """The server's keys; the others of the run configuration are the nodes'."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", alias_generator=_hyphenated)
+
+    metric: Annotated[tuple[str, ...], BeforeValidator(_names)] = Field(min_length=1)
+    num_server_rounds: int = Field(default=5, ge=1, le=1_000_000)
+    strategy: Annotated[str, BeforeValidator(_strategy)] = "FedAvg"
+    proximal_mu: float = Field(default=0.1, ge=0)
+    fraction_fit: float = Field(default=1.0, gt=0, le=1)
+    fraction_evaluate: float = Field(default=1.0, ge=0, le=1)
+    min_fit_clients: int = Field(default=1, ge=1)
+    min_evaluate_clients: int = Field(default=1, ge=0)
+    min_available_clients: int = Field(default=2, ge=1)
+    node_timeout: float = Field(default=120.0, gt=0)
+    round_timeout: float = Field(default=600.0, gt=0)
+    server_node: str = ""
+    resume: str = ""
+    result_dir: Path = Path("icos-fl-results")
+    store_address: str = ""
+    use_wandb: bool = False
+    seed: int = 0
+
+    @property
+    def store(self) -> StoreSettings | None:
+        """Where the server's model state goes; None for nowhere. Raises ServerError."""
+        if not self.store_address:
+            return None
+        host, _, port = self.store_address.rpartition(":")
+        if not host or not port.isdecimal() or not 1 <= int(port) <= 65535:
+            raise ServerError(f"store-address {self.store_address!r} is not of the form host:port")
+        return StoreSettings(host=host, port=int(port))
+
+
+def parse(run_config: Mapping[str, Any]) -> RunConfig:
+    """Raises ServerError with every bad key, its value and its limit."""
+    try:
+        return RunConfig.model_validate(dict(run_config))
+    except ValidationError as error:
+        problems = [
+            f"{'.'.join(map(str, item['loc']))}={item['input']!r}: {item['msg']}"
+            for item in error.errors()
+        ]
+        raise ServerError(f"bad run config: {'; '.join(problems)}") from None
