@@ -45,7 +45,7 @@ class Checkpoint:
 
 
 class Checkpoints:
-    """The checkpoints of one run: ``<folder>/<metric>/round-00001.safetensors``, latest and best."""
+    """The checkpoints of one run: a folder a metric, with rounds, latest and best."""
 
     def __init__(self, folder: Path, run_config: Mapping[str, Any]) -> None:
         self._folder = folder

@@ -1,5 +1,6 @@
 """The rounds: one message a node for all metrics, one strategy a metric."""
 
+import math
 import random
 import time
 from collections.abc import Iterable
@@ -44,7 +45,7 @@ class Model:
     weights: Weights
     round: int
     """That made these weights; counts on where a run resumes."""
-    best_loss: float = float("inf")
+    best_loss: float = math.inf
 
 
 class Federation:
@@ -328,7 +329,8 @@ class Federation:
             return
         replies = {i: a for i, a in answers.items() if isinstance(a, Reply)}
         for metric, facts in entry["metrics"].items():
-            of_nodes, of_server = [], []
+            of_nodes: list[Numbers] = []
+            of_server: list[Numbers] = []
             for node_id, reply in replies.items():
                 numbers = reply.evaluate.get(metric)
                 if numbers and numbers.get(records.NUM_EXAMPLES, 0) > 0:
@@ -344,10 +346,10 @@ class Federation:
     def _publish(self, metric: str, entry: Facts, facts: Facts) -> None:
         """Best checkpoint, model state, tracking: when a round's loss is known."""
         model = self._models[metric]
-        loss = (
-            facts["eval_loss"] if facts["eval_loss"] is not None else facts.get("server_eval_loss")
-        )
-        best = loss is not None and loss < model.best_loss
+        loss = facts["eval_loss"]
+        if loss is None:
+            loss = facts.get("server_eval_loss", math.inf)
+        best = loss < model.best_loss
         if best:
             model.best_loss = loss
             self._checkpoints.save_best(metric, Checkpoint(model.round, model.weights))

@@ -13,18 +13,23 @@ Facts = dict[str, Any]
 class History:
     """Written anew, as a whole, whenever something happens."""
 
-    def __init__(self, folder: Path, run: str, metrics: tuple[str, ...], rounds_total: int) -> None:
+    def __init__(self, folder: Path, run: str) -> None:
         self._path = folder / "history.json"
         self.facts: Facts = {
             "protocol": 1,
             "run": run,
             "state": "waiting",
             "reason": "",
-            "metrics": list(metrics),
-            "rounds_total": rounds_total,
+            "metrics": [],
+            "rounds_total": 0,
             "nodes": {},
             "rounds": [],
         }
+        self.write()
+
+    def plan(self, metrics: tuple[str, ...], rounds_total: int) -> None:
+        """What the run is going to do."""
+        self.facts |= {"metrics": list(metrics), "rounds_total": rounds_total}
         self.write()
 
     def node(self, name: str, examples: dict[str, int], cause: str) -> None:

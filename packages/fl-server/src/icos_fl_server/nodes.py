@@ -3,6 +3,7 @@
 import random
 import time
 from collections.abc import Collection
+from typing import Any, Never
 
 import structlog
 from flwr.serverapp import Grid
@@ -54,10 +55,11 @@ class FixedNodes(Grid):
         return self._ids
 
     @property
-    def run(self):  # type: ignore[no-untyped-def]
+    def run(self) -> Any:
         return self._grid.run
 
-    def set_run(self, run):  # type: ignore[no-untyped-def]
+    def _sends_nothing(self, *_args: object, **_kwargs: object) -> Never:
         raise TypeError("this grid sends nothing")
 
-    create_message = push_messages = pull_messages = send_and_receive = set_run  # type: ignore[assignment]
+    set_run = create_message = _sends_nothing
+    push_messages = pull_messages = send_and_receive = _sends_nothing
