@@ -16,7 +16,8 @@ from icos_fl_processor.processor import Processor
 from icos_fl_processor.servicer import ProcessorServicer
 
 CALLS_MAX = 16
-"""Calls at once beside the watchers; more are refused with RESOURCE_EXHAUSTED."""
+"""Calls for which there is room when all watchers are there. More than both together are refused
+with RESOURCE_EXHAUSTED."""
 PROBE_SECONDS = 2.0
 """How often the store is asked whether it still answers."""
 GRACE_SECONDS = 5.0
