@@ -278,7 +278,7 @@ def test_page_names_the_round_and_node_that_failed(result, tmp_path):
 
 
 def test_page_marks_the_best_of_each_row(result, tmp_path):
-    cells = re.findall(r'<td class="best">(.*?)</td>', page_of(tmp_path, result))
+    cells = re.findall(r'<td[^>]* class="best">(.*?)</td>', page_of(tmp_path, result))
     assert cells == ["3.00 ★", "1,000 ★", "1.00 ★"]
 
 
@@ -306,6 +306,13 @@ def test_values_that_are_missing_leave_a_plot_whole(result):
     entry["plot"]["actual"] = [None] * 20
     entry["plot"]["window"][5] = None
     assert plots.forecast("node-a", entry).startswith(b"\x89PNG")
+
+
+def test_many_metrics_get_rows_of_loss_panels():
+    metrics = [f"metric_{number}" for number in range(7)]
+    png = plots.loss({"rounds": [round_entry(1, metrics)]}, metrics)
+    height, width, _ = image.imread(io.BytesIO(png)).shape
+    assert (width, height) == (1428, 1428)
 
 
 def test_there_is_no_loss_plot_without_a_round():

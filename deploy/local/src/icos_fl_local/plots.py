@@ -1,6 +1,7 @@
 """Plots as PNG, drawn without a display. Times are UTC; colours are told apart by everybody."""
 
 import io
+import math
 from datetime import UTC
 from typing import Any
 
@@ -15,6 +16,8 @@ from numpy.typing import NDArray
 
 POINTS_MAX = 1_200
 """The most points of a line; a longer one keeps the lowest and highest value of each stretch."""
+
+PANELS_A_ROW = 3
 
 # Okabe and Ito's palette.
 _PAST, _FORECAST, _CAME, _OTHER = "#444444", "#0072B2", "#D55E00", "#009E73"
@@ -116,11 +119,16 @@ def thin(
 
 
 def _figure(panels: int) -> tuple[Figure, list[Axes]]:
-    width = 6.8 if panels == 1 else min(3.4 * panels, 10.2)
+    columns = min(panels, PANELS_A_ROW)
+    rows = math.ceil(panels / PANELS_A_ROW)
+    width = 6.8 if panels == 1 else 3.4 * columns
     layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.06)
-    figure = Figure(figsize=(width, 3.4), dpi=140, layout=layout, facecolor="white")
+    figure = Figure(figsize=(width, 3.4 * rows), dpi=140, layout=layout, facecolor="white")
     FigureCanvasAgg(figure)
-    axes = list(figure.subplots(1, panels, squeeze=False)[0])
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for empty in axes[panels:]:
+        empty.set_visible(False)
+    axes = axes[:panels]
     for panel in axes:
         panel.spines[["top", "right"]].set_visible(False)
         panel.grid(axis="y", color=_GRID, linewidth=0.7)
