@@ -105,7 +105,7 @@ def test_up_ends_with_a_report_and_an_error_for_each_node_and_metric(kept: Kept)
     assert {node for node, _ in judged} == set(result["nodes"])
     assert result["history"]["state"] == "finished"
     report = command_line.folder / "icos-fl-report"
-    assert (report / "report.html").stat().st_size > 1000
+    assert (report / "index.html").stat().st_size > 1000
     assert [path for path in report.rglob("*.png") if path.stat().st_size > 1000]
 
 

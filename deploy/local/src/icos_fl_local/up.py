@@ -223,6 +223,7 @@ class _Session:
                 self._train_again_and_again()
             self._train_and_tell()
             if self.options.keep:
+                self.progress.say(self.progress.timing())
                 self._keep()
                 while True:
                     self._supervisor.check()
