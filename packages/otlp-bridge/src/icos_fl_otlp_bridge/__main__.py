@@ -28,6 +28,7 @@ def main() -> None:
             lambda: connect(settings.store),
             settings.listen_address,
             settings.max_message_bytes,
+            settings.max_concurrent_exports,
         )
     except (ConfigError, ListenError) as error:
         sys.exit(f"icos-fl-otlp-bridge: {error}")

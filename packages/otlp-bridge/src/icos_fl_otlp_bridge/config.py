@@ -1,6 +1,7 @@
 """The bridge's configuration file: which resources, which metrics, which columns. YAML 1.2."""
 
 import re
+from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -8,13 +9,17 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedBase, CommentedMap
-from ruamel.yaml.error import MarkedYAMLError
-from ruamel.yaml.scalarfloat import ScalarFloat
-from ruamel.yaml.scalarint import ScalarInt
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.nodes import MappingNode, SequenceNode
+from ruamel.yaml.reader import ReaderError
 
 from icos_fl_otlp_bridge.errors import ConfigError
 
 ROWS_MAX = 10_000_000
+COLUMNS_MAX = 1_000
+NUMBER_CHARACTERS_MAX = 40
+READ_CHARACTERS_MAX = 100
+_KINDS = ("str", "int", "float", "bool", "null", "merge")
 
 
 def _number(value: object) -> object:
@@ -23,7 +28,7 @@ def _number(value: object) -> object:
     return value
 
 
-Number = Annotated[float, BeforeValidator(_number)]
+Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
 Whole = Annotated[int, BeforeValidator(_number)]
 Text = Annotated[str, Field(min_length=1)]
 Scalar = str | int | float | bool
@@ -114,11 +119,11 @@ class BridgeConfig(_Model):
     """The resource attribute that names the node."""
     resources: tuple[Predicate, ...] = ()
     """All must accept a resource; the points of others are not for this bridge."""
-    interval_seconds: Number = Field(default=3.0, gt=0, le=86_400)
+    interval_seconds: Number = Field(default=3.0, ge=0.001, le=86_400)
     """A row's time is its points' time rounded down to this."""
     window_rows: Whole = Field(default=300, ge=1, le=ROWS_MAX)
     """Rows that a node's window holds."""
-    columns: dict[Text, Column] = Field(min_length=1)
+    columns: dict[Text, Column] = Field(min_length=1, max_length=COLUMNS_MAX)
 
     @property
     def interval_ns(self) -> int:
@@ -143,47 +148,80 @@ def load_config(path: Path) -> BridgeConfig:
 
 def _parse(text: str, name: str) -> BridgeConfig:
     try:
-        document = YAML(typ="rt", pure=True).load(text)
+        problems = list(_surprises(text))
+        document = None if problems else YAML(typ="rt", pure=True).load(text)
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else 0
         read = text.splitlines()[line - 1].strip() if 0 < line <= len(text.splitlines()) else ""
         problem = (error.problem or error.context or "not YAML").split("\n")[0]
-        raise ConfigError(f"{name}, line {line}: {problem}; read: {read!r}") from None
-    if not isinstance(document, CommentedMap):
-        raise ConfigError(f"{name}: a mapping is needed; read: {document!r}")
-    problems = [f"{name}, {problem}" for problem in _underscored(document, ())]
+        raise ConfigError(f"{name}, line {line}: {problem}; read: {_short(read)}") from None
+    except ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        read = text[error.position : error.position + 1]
+        raise ConfigError(f"{name}, line {line}: no character of YAML; read: {read!r}") from None
+    except (YAMLError, ValueError, RecursionError) as error:
+        problem = str(error).split("\n")[0]
+        raise ConfigError(f"{name}: not a YAML document: {problem}") from None
     if problems:
-        raise ConfigError("\n".join(problems))
+        raise ConfigError("\n".join(f"{name}, {problem}" for problem in problems))
+    if not isinstance(document, CommentedMap):
+        raise ConfigError(f"{name}: a mapping is needed; read: {_short(document)}")
     try:
         return BridgeConfig.model_validate(document)
     except ValidationError as error:
+        faults = [(item["loc"], item["msg"], item["input"]) for item in error.errors()]
+        places = [place for place, _, _ in faults]
         raise ConfigError(
             "\n".join(
-                f"{name}, line {_line(document, item['loc'])}: "
-                f"{'.'.join(map(str, item['loc']))}: {item['msg']}; read: {item['input']!r}"
-                for item in error.errors()
+                f"{name}, line {_line(document, place)}: {_dotted(place)}: "
+                f"{message.removeprefix('Value error, ')}; read: {_short(read)}"
+                for place, message, read in faults
+                # A list that holds a fault is then said to be too short as well.
+                if not any(len(p) > len(place) and p[: len(place)] == place for p in places)
             )
         ) from None
 
 
-def _underscored(node: Any, path: tuple[str | int, ...]) -> list[str]:
-    """1_000 is a thousand in YAML 1.1 and a text in YAML 1.2: refuse what two readers differ on."""
-    if isinstance(node, ScalarInt | ScalarFloat) and getattr(node, "_underscore", None):
-        key = ".".join(map(str, path))
-        return [f"{key}: write the number without underscores; read: {node!r} with underscores"]
-    if isinstance(node, dict):
-        children: Any = node.items()
-    elif isinstance(node, list):
-        children = enumerate(node)
-    else:
-        return []
-    found = []
-    for key, child in children:
-        for problem in _underscored(child, (*path, key)):
-            head = "" if problem.startswith("line ") else f"line {_line_of(node, key)}: "
-            found.append(head + problem)
-    return found
+def _surprises(text: str) -> Iterator[str]:
+    """What another reader of YAML would take for another value: refused, never guessed at."""
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.startswith("%YAML") and line.split()[1:2] != ["1.2"]:
+            yield f"line {number}: the file is read as YAML 1.2; read: {_short(line)}"
+    document = YAML(typ="rt", pure=True).compose(text)
+    seen = set()
+    left: list[tuple[tuple[str, ...], Any]] = [((), document)] if document else []
+    while left:
+        path, node = left.pop()
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
+        if isinstance(node, MappingNode):
+            left += [((*path, str(key.value)), child) for key, child in reversed(node.value)]
+        elif isinstance(node, SequenceNode):
+            numbered = list(enumerate(node.value))
+            left += [((*path, str(index)), child) for index, child in reversed(numbered)]
+        else:
+            kind = str(node.tag).rpartition(":")[2]
+            problem = ""
+            if kind in ("int", "float") and "_" in node.value:
+                problem = "write the number without underscores"
+            elif kind in ("int", "float") and len(node.value) > NUMBER_CHARACTERS_MAX:
+                problem = f"a number of more than {NUMBER_CHARACTERS_MAX} characters"
+            elif kind not in _KINDS:
+                problem = "neither a text, a number, nor true or false"
+            if problem:
+                line = node.start_mark.line + 1
+                yield f"line {line}: {_dotted(path)}: {problem}; read: {_short(node.value)}"
+
+
+def _dotted(path: tuple[str | int, ...]) -> str:
+    return ".".join(map(str, path))
+
+
+def _short(read: object) -> str:
+    text = repr(read)
+    return text if len(text) <= READ_CHARACTERS_MAX else f"{text[:READ_CHARACTERS_MAX]}…"
 
 
 def _line(document: Any, path: tuple[str | int, ...]) -> int:
@@ -201,5 +239,5 @@ def _line(document: Any, path: tuple[str | int, ...]) -> int:
 
 
 def _line_of(node: Any, key: str | int) -> int:
-    position = node.lc.key(key) if isinstance(key, str) else node.lc.item(key)
+    position = node.lc.key(key) if isinstance(node, CommentedMap) else node.lc.item(key)
     return int(position[0]) + 1

@@ -23,21 +23,25 @@ TIME_NS_MAX: Final = 2**63 - 1
 
 # Reason codes of rejected points; they are told to exporters and stay as they are.
 NO_NODE = "no_node"
-NO_TIME = "no_time"
+INVALID_TIME = "invalid_time"
 NO_VALUE = "no_value"
 NON_FINITE = "non_finite"
 UNSUPPORTED_TYPE = "unsupported_type"
 UNSPECIFIED_TEMPORALITY = "unspecified_temporality"
 INVALID_NODE = "invalid_node"
 TOO_OLD = "too_old"
+INCOMPLETE = "incomplete"
 
 SeriesKey = tuple[Any, ...]
+Wanted = tuple[Term, ...]
 
 
 @dataclass
 class NodeRows:
-    """The rows of one node in one request, oldest first."""
+    """The rows of one node in one request, oldest first; each has a value in some column."""
 
+    columns: tuple[str, ...]
+    """Those that any row has a value in: a node gets no column that it never reports."""
     times_ns_t: NDArray[np.int64]
     values_tf: NDArray[np.float64]
     points_t: NDArray[np.int64]
@@ -51,6 +55,8 @@ class Converted:
     rows: dict[str, NodeRows] = field(default_factory=dict)
     rejected: Counter[str] = field(default_factory=Counter)
     """Points by reason code."""
+    unmatched_resources: int = 0
+    """Resources that the configuration leaves to others."""
 
 
 class Converter:
@@ -60,12 +66,16 @@ class Converter:
         self._config = config
         self.columns = tuple(config.columns)
         self.units = {name: column.unit for name, column in config.columns.items()}
-        self._terms: dict[str, list[Term]] = defaultdict(list)
+        terms: dict[str, dict[Term, None]] = defaultdict(dict)
         for column in config.columns.values():
             for source in column.sources:
                 for term in source.terms:
-                    if term not in self._terms[term.metric]:
-                        self._terms[term.metric].append(term)
+                    terms[term.metric][term] = None
+        self._terms: dict[str, Wanted] = {name: tuple(of) for name, of in terms.items()}
+        self._column_terms = [
+            {term for source in column.sources for term in source.terms}
+            for column in config.columns.values()
+        ]
 
     def convert(self, request: ExportMetricsServiceRequest) -> Converted:
         """Rows by node, and refused points. Metrics that no column names are neither."""
@@ -74,109 +84,115 @@ class Converter:
         for resource_metrics in request.resource_metrics:
             attributes = _plain(resource_metrics.resource.attributes)
             if not all(predicate.accepts(attributes) for predicate in self._config.resources):
+                converted.unmatched_resources += 1
                 continue
             node = attributes.get(self._config.node_attribute)
-            resource_key: SeriesKey | None = None
+            named = isinstance(node, str) and node != ""
+            resource_key = _key(attributes)
             for scope_metrics in resource_metrics.scope_metrics:
                 for metric in scope_metrics.metrics:
                     terms = self._terms.get(metric.name)
                     if terms is None:
                         continue
-                    if not isinstance(node, str) or not node:
-                        converted.rejected[NO_NODE] += _point_count(metric)
-                        continue
-                    if resource_key is None:
-                        resource_key = _key(attributes)
-                    series = (resource_key, scope_metrics.scope.name)
-                    self._collect(metric, terms, series, cells[node], converted.rejected)
+                    if named:
+                        series = (resource_key, scope_metrics.scope.name)
+                        self._collect(metric, terms, series, cells[str(node)], converted.rejected)
+                    else:
+                        points = sum(1 for _ in _wanted_points(metric, terms))
+                        converted.rejected[NO_NODE] += points
         for node, of_node in cells.items():
-            if of_node.points:
-                converted.rows[node] = self._rows(of_node)
+            rows = self._rows(of_node, converted.rejected)
+            if len(rows.times_ns_t):
+                converted.rows[node] = rows
         return converted
 
     def _collect(
         self,
         metric: Metric,
-        terms: list[Term],
+        terms: Wanted,
         series: SeriesKey,
         cells: "_Cells",
         rejected: Counter[str],
     ) -> None:
-        """Put the metric's good points into *cells*, the others into *rejected*."""
-        kind = metric.WhichOneof("data")
-        if kind not in ("gauge", "sum"):
-            rejected[UNSUPPORTED_TYPE] += _point_count(metric)
-            return
-        if kind == "sum" and metric.sum.aggregation_temporality == (
-            AGGREGATION_TEMPORALITY_UNSPECIFIED
-        ):
-            rejected[UNSPECIFIED_TEMPORALITY] += len(metric.sum.data_points)
-            return
-        filtered = any(term.where for term in terms)
+        """Put the metric's good points into *cells*, and count the others in *rejected*."""
+        fault = _fault(metric)
         interval = self._config.interval_ns
-        for point in getattr(metric, kind).data_points:
-            if point.flags & NO_RECORDED_VALUE:
-                continue
-            value, problem = _value(point)
+        for point, wanted, attributes in _wanted_points(metric, terms):
+            value, problem = (0.0, fault) if fault else _value(point)
             if problem:
                 rejected[problem] += 1
                 continue
-            attributes = _plain(point.attributes) if point.attributes else {}
-            row = point.time_unix_nano // interval * interval
-            # The first cell of time would be 0, which no window takes.
-            row = row or 1
-            cells.points[row] += 1
+            # The first interval of time would be a row at 0, which no window takes.
+            row = point.time_unix_nano // interval * interval or 1
             key = (*series, _key(attributes)) if attributes else series
-            for term in terms:
-                if not filtered or all(predicate.accepts(attributes) for predicate in term.where):
-                    cells.put(term, row, key, point.time_unix_nano, value)
+            cells.put(wanted, row, key, point.time_unix_nano, value)
 
-    def _rows(self, cells: "_Cells") -> NodeRows:
-        times = sorted(cells.points)
-        index = {time: position for position, time in enumerate(times)}
+    def _rows(self, cells: "_Cells", rejected: Counter[str]) -> NodeRows:
+        """Rows that have a value; points of the others are counted in *rejected*."""
+        times = np.array(sorted(cells.points), np.int64)
+        index = {int(time): position for position, time in enumerate(times)}
         values = np.full((len(times), len(self.columns)), np.nan)
+        overflowed = np.zeros(values.shape, bool)
         for place, column in enumerate(self._config.columns.values()):
             for source in column.sources:
                 filled = _of_source(source, cells, index)
-                values[:, place] = np.where(np.isnan(values[:, place]), filled, values[:, place])
-        points = np.array([cells.points[time] for time in times], np.int64)
-        return NodeRows(np.array(times, np.int64), values, points)
+                overflowed[:, place] |= np.isinf(filled)
+                empty = np.isnan(values[:, place]) & np.isfinite(filled)
+                values[empty, place] = filled[empty]
+        kept = np.zeros(len(times), np.int64)
+        for row, position in index.items():
+            stored = self._terms_of(~np.isnan(values[position]))
+            too_large = self._terms_of(overflowed[position])
+            for wanted, count in cells.points[row].items():
+                if not stored.isdisjoint(wanted):
+                    kept[position] += count
+                else:
+                    reason = INCOMPLETE if too_large.isdisjoint(wanted) else NON_FINITE
+                    rejected[reason] += count
+        some = ~np.isnan(values).all(axis=1)
+        return NodeRows(times[some], values[some], kept[some])
+
+    def _terms_of(self, columns_f: NDArray[np.bool_]) -> set[Term]:
+        """Every term of the columns that are marked."""
+        chosen = (of for of, marked in zip(self._column_terms, columns_f, strict=True) if marked)
+        return set().union(*chosen)
 
 
 class _Cells:
     """The points of one node, by term, row and series; of one series in one row the newest."""
 
     def __init__(self) -> None:
-        self.points: Counter[int] = Counter()
+        self.points: dict[int, Counter[Wanted]] = defaultdict(Counter)
+        """How many points each row has, by the terms that they are for."""
         self.by_term: dict[Term, dict[int, dict[SeriesKey, tuple[int, float]]]] = {}
 
-    def put(self, term: Term, row: int, series: SeriesKey, time_ns: int, value: float) -> None:
-        known = self.by_term.setdefault(term, {}).setdefault(row, {})
-        if series not in known or known[series][0] <= time_ns:
-            known[series] = (time_ns, value)
+    def put(self, wanted: Wanted, row: int, series: SeriesKey, time_ns: int, value: float) -> None:
+        self.points[row][wanted] += 1
+        for term in wanted:
+            known = self.by_term.setdefault(term, {}).setdefault(row, {})
+            if series not in known or known[series][0] <= time_ns:
+                known[series] = (time_ns, value)
 
 
 def _of_source(source: Source, cells: _Cells, index: Mapping[int, int]) -> NDArray[np.float64]:
-    """The source's value in each row; NaN where a term is missing."""
+    """The source's value in each row; NaN where a term is missing, infinite if too large."""
     total = np.full(len(index), source.plus)
-    for term in source.terms:
-        term_values = np.full(len(index), np.nan)
-        for row, series in cells.by_term.get(term, {}).items():
-            term_values[index[row]] = _combined(term.combine, list(series.values()))
-        # A factor of 1 must not touch a value's last bit, nor a plus of 0.
-        total = total + (term_values if term.factor == 1 else term.factor * term_values)
-    if source.multiply_by != 1:
-        total = total * source.multiply_by
-    return total / source.divide_by if source.divide_by != 1 else total
+    with np.errstate(over="ignore", invalid="ignore"):
+        for term in source.terms:
+            term_values = np.full(len(index), np.nan)
+            for row, series in cells.by_term.get(term, {}).items():
+                term_values[index[row]] = _combined(term.combine, list(series.values()))
+            total = total + term.factor * term_values
+        return total * source.multiply_by / source.divide_by
 
 
 def _combined(how: Combine, points: list[tuple[int, float]]) -> float:
     values = [value for _, value in points]
     match how:
         case "sum":
-            return math.fsum(values)
+            return _sum(values)
         case "mean":
-            return math.fsum(values) / len(values)
+            return _sum(values) / len(values)
         case "min":
             return min(values)
         case "max":
@@ -185,20 +201,51 @@ def _combined(how: Combine, points: list[tuple[int, float]]) -> float:
             return max(points, key=lambda point: point[0])[1]
 
 
+def _sum(values: list[float]) -> float:
+    try:
+        return math.fsum(values)
+    except OverflowError:
+        return math.inf
+
+
+def _fault(metric: Metric) -> str:
+    """Why no point of the metric can be taken, if so."""
+    kind = metric.WhichOneof("data")
+    if kind not in ("gauge", "sum"):
+        return UNSUPPORTED_TYPE
+    temporality = metric.sum.aggregation_temporality
+    if kind == "sum" and temporality == AGGREGATION_TEMPORALITY_UNSPECIFIED:
+        return UNSPECIFIED_TEMPORALITY
+    return ""
+
+
+def _wanted_points(
+    metric: Metric, terms: Wanted
+) -> Iterator[tuple[NumberDataPoint, Wanted, dict[str, Any]]]:
+    """The metric's points that some term takes, with those terms and the point's attributes.
+
+    A point with the no-recorded-value flag says that there is nothing: it is left out.
+    """
+    kind = metric.WhichOneof("data")
+    filtered = any(term.where for term in terms)
+    for point in getattr(metric, kind).data_points if kind else ():
+        attributes = _plain(point.attributes) if point.attributes else {}
+        wanted = terms
+        if filtered:
+            wanted = tuple(t for t in terms if all(p.accepts(attributes) for p in t.where))
+        if wanted and not point.flags & NO_RECORDED_VALUE:
+            yield point, wanted, attributes
+
+
 def _value(point: NumberDataPoint) -> tuple[float, str]:
     """The point's value, or why it has none."""
     if not 0 < point.time_unix_nano <= TIME_NS_MAX:
-        return 0.0, NO_TIME
+        return 0.0, INVALID_TIME
     kind = point.WhichOneof("value")
     if kind is None:
         return 0.0, NO_VALUE
     value = float(getattr(point, kind))
     return (value, "") if math.isfinite(value) else (0.0, NON_FINITE)
-
-
-def _point_count(metric: Metric) -> int:
-    kind = metric.WhichOneof("data")
-    return len(getattr(metric, kind).data_points) if kind else 0
 
 
 def _plain(attributes: Iterator[KeyValue] | Any) -> dict[str, Any]:

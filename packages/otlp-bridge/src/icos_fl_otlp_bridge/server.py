@@ -9,21 +9,17 @@ import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from icos_fl_timeseries_store import Store, StoreError, StoreUnavailable
-from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2 as pb
-from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2_grpc import (
-    add_MetricsServiceServicer_to_server,
-)
 
 from icos_fl_otlp_bridge.config import BridgeConfig
 from icos_fl_otlp_bridge.errors import ListenError
-from icos_fl_otlp_bridge.servicer import Bridge, MetricsServicer
+from icos_fl_otlp_bridge.servicer import SERVICE, Bridge, MetricsServicer
 
-WORKERS = 16
+CALLS_WAITING_MAX = 1024
+"""Calls that wait for a worker; their messages are not read yet. gRPC refuses what is above."""
 PROBE_SECONDS = 2.0
 """How often the store is asked whether it still answers."""
 GRACE_SECONDS = 5.0
 """How long exports in hand may go on when the server stops."""
-SERVICE: str = pb.DESCRIPTOR.services_by_name["MetricsService"].full_name
 
 log = structlog.get_logger()
 
@@ -41,6 +37,7 @@ class Server:
         connect: Callable[[], Store],
         listen_address: str,
         max_message_bytes: int = 64 << 20,
+        max_concurrent_exports: int = 16,
     ) -> None:
         self._config = config
         self._connect = connect
@@ -52,15 +49,14 @@ class Server:
         self._health = health.HealthServicer(experimental_non_blocking=True)
         self._set_serving(False)
         self._server = grpc.server(
-            ThreadPoolExecutor(WORKERS, thread_name_prefix="export"),
+            ThreadPoolExecutor(max_concurrent_exports, thread_name_prefix="export"),
+            maximum_concurrent_rpcs=max_concurrent_exports + CALLS_WAITING_MAX,
             options=[
                 ("grpc.max_receive_message_length", max_message_bytes),
                 ("grpc.so_reuseport", 0),  # else a second server would share the port unnoticed
             ],
         )
-        add_MetricsServiceServicer_to_server(  # type: ignore[no-untyped-call]
-            MetricsServicer(self._serving_bridge), self._server
-        )
+        MetricsServicer(self._serving_bridge).add_to(self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)

@@ -6,21 +6,22 @@ from collections.abc import Callable
 import grpc
 import structlog
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import DecodeError
 from google.rpc import code_pb2, error_details_pb2, status_pb2  # type: ignore[import-untyped]
 from grpc_status import rpc_status
-from icos_fl_timeseries_store import InvalidRows, Store, StoreUnavailable, Window
+from icos_fl_timeseries_store import InvalidRows, Store, StoreError, Window
+from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
     ExportMetricsServiceRequest,
     ExportMetricsServiceResponse,
-)
-from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2_grpc import (
-    MetricsServiceServicer,
 )
 
 from icos_fl_otlp_bridge import rows
 from icos_fl_otlp_bridge.config import BridgeConfig
 
 RETRY_SECONDS = 5
+NODE_LOG_CHARACTERS = 200
+SERVICE: str = metrics_service_pb2.DESCRIPTOR.services_by_name["MetricsService"].full_name
 
 log = structlog.get_logger()
 
@@ -41,16 +42,18 @@ class Bridge:
         """
         converted = self._converter.convert(request)
         rejected = converted.rejected
+        if converted.unmatched_resources:
+            log.debug("resources for others", count=converted.unmatched_resources)
         for node, node_rows in converted.rows.items():
             try:
                 appended = self._window(node).append(
-                    self._converter.columns,
+                    node_rows.columns,
                     node_rows.times_ns_t,
                     node_rows.values_tf,
-                    self._converter.units,
+                    {name: self._converter.units[name] for name in node_rows.columns},
                 )
             except InvalidRows as error:
-                log.warning("rows refused", node=node, error=str(error))
+                log.warning("rows refused", node=node[:NODE_LOG_CHARACTERS], error=str(error)[:500])
                 rejected[rows.INVALID_NODE] += int(node_rows.points_t.sum())
                 continue
             if appended.too_old:
@@ -63,18 +66,36 @@ class Bridge:
         return self._windows[node]
 
 
-class MetricsServicer(MetricsServiceServicer):
+class MetricsServicer:
     """OTLP's MetricsService over the Bridge that *bridge* gives; it may raise StoreUnavailable."""
 
     def __init__(self, bridge: Callable[[], Bridge]) -> None:
         self._bridge = bridge
 
-    def Export(  # noqa: N802 - gRPC's name
-        self, request: ExportMetricsServiceRequest, context: grpc.ServicerContext
+    def add_to(self, server: grpc.Server) -> None:
+        """Serve on *server*.
+
+        Requests are parsed here and not by gRPC, which would call what it cannot parse INTERNAL.
+        """
+        method: grpc.RpcMethodHandler[bytes, ExportMetricsServiceResponse]
+        method = grpc.unary_unary_rpc_method_handler(
+            self.export, response_serializer=ExportMetricsServiceResponse.SerializeToString
+        )
+        server.add_generic_rpc_handlers(
+            [grpc.method_handlers_generic_handler(SERVICE, {"Export": method})]
+        )
+
+    def export(
+        self, serialized: bytes, context: grpc.ServicerContext
     ) -> ExportMetricsServiceResponse:
+        """Answer one export."""
         try:
+            request = ExportMetricsServiceRequest.FromString(serialized)
             rejected = self._bridge().export(request)
-        except StoreUnavailable as error:
+        except DecodeError:
+            context.abort_with_status(rpc_status.to_status(_undecodable(len(serialized))))
+            raise
+        except StoreError as error:
             log.warning("export refused for now", error=str(error))
             context.abort_with_status(rpc_status.to_status(_unavailable(str(error))))
             raise
@@ -86,6 +107,16 @@ class MetricsServicer(MetricsServiceServicer):
                 f"{reason}: {count}" for reason, count in sorted(rejected.items())
             )
         return response
+
+
+def _undecodable(size_bytes: int) -> status_pb2.Status:
+    """INVALID_ARGUMENT with BadRequest: no second attempt could succeed."""
+    problem = f"the request's {size_bytes} bytes are no ExportMetricsServiceRequest"
+    status = status_pb2.Status(code=code_pb2.INVALID_ARGUMENT, message=problem)
+    bad = error_details_pb2.BadRequest()
+    bad.field_violations.add(description=problem)
+    status.details.add().Pack(bad)
+    return status
 
 
 def _unavailable(message: str) -> status_pb2.Status:

@@ -23,4 +23,6 @@ class BridgeSettings(BaseSettings):
     """Where the windows are."""
     max_message_bytes: int = Field(default=64 << 20, ge=64 << 10, le=1 << 31)
     """The largest request, after decompression."""
+    max_concurrent_exports: int = Field(default=16, ge=1, le=1024)
+    """Requests that are worked on at once; each may take max_message_bytes of memory."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
