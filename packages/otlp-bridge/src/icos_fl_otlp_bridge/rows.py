@@ -150,7 +150,9 @@ class Converter:
                     reason = INCOMPLETE if too_large.isdisjoint(wanted) else NON_FINITE
                     rejected[reason] += count
         some = ~np.isnan(values).all(axis=1)
-        return NodeRows(times[some], values[some], kept[some])
+        there = ~np.isnan(values).all(axis=0)
+        columns = tuple(name for name, has in zip(self.columns, there, strict=True) if has)
+        return NodeRows(columns, times[some], values[some][:, there], kept[some])
 
     def _terms_of(self, columns_f: NDArray[np.bool_]) -> set[Term]:
         """Every term of the columns that are marked."""
