@@ -54,8 +54,8 @@ def bare_epoch_seconds(windows: torch.Tensor, targets: torch.Tensor) -> float:
     for _ in range(EPOCHS):
         for chosen in torch.split(torch.randperm(len(windows)), BATCH):
             optimizer.zero_grad()
-            loss = (model(windows[chosen]) - targets[chosen]).abs().mean()
-            loss.backward()
+            loss = torch.nn.functional.l1_loss(model(windows[chosen]), targets[chosen])
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
     return (time.process_time() - began) / EPOCHS
 
@@ -105,10 +105,11 @@ def main() -> int:
         print(json.dumps({"benchmark": "training", "epochs": results}, indent=2))
         return 0
     for r in results:
+        verdict = "met" if r["ratio"] <= TARGET else "MISSED"
         print(
             f"{r['rows']:>6} rows, {r['sequences']:>6} sequences: an epoch of train "
             f"{r['train_seconds']:.4f} s, bare loop {r['bare_seconds']:.4f} s, "
-            f"ratio {r['ratio']:.2f} (target at most {TARGET}: {'met' if r['ratio'] <= TARGET else 'MISSED'})"
+            f"ratio {r['ratio']:.2f} (target at most {TARGET}: {verdict})"
         )
     return 0
 

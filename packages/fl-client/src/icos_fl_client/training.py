@@ -73,12 +73,13 @@ class SequenceDataset(Dataset[tuple[Tensor, Tensor]]):
         for run in rows:
             starts.append(np.arange(offset, offset + len(run) - length + 1))
             offset += len(run)
-        flat = np.concatenate(rows) if rows else np.zeros((0, 1))
-        self._rows_nf = torch.as_tensor(flat, dtype=torch.float32).to(device)
+        flat = np.concatenate(rows) if rows else np.zeros((length, 1))
+        rows_nf = torch.as_tensor(flat, dtype=torch.float32).to(device)
+        # A view: also the sequences that cross from one run to the next, which no start names.
+        self._sequences_nft = rows_nf.unfold(0, length, 1)
         self._starts = torch.as_tensor(np.concatenate(starts) if starts else np.zeros(0, np.int64))
         self._starts = self._starts.to(device)
-        self._steps = torch.arange(length, device=device)
-        self._lookback, self._horizon = lookback, horizon
+        self._lookback = lookback
 
     def __len__(self) -> int:
         return len(self._starts)
@@ -90,14 +91,13 @@ class SequenceDataset(Dataset[tuple[Tensor, Tensor]]):
     def __getitems__(self, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
         """The batch of these sequences: windows (b, l, f) and what came (b, h)."""
         chosen_b = self._starts[torch.as_tensor(indices, device=self._starts.device)]
-        sequences_btf = self._rows_nf[chosen_b[:, None] + self._steps]
+        sequences_btf = self._sequences_nft[chosen_b].transpose(1, 2)
         return sequences_btf[:, : self._lookback], sequences_btf[:, self._lookback :, 0]
 
     def naive_mae(self) -> float:
         """Mean error of repeating the last value, over what is finite; NaN where nothing is."""
-        last_n = self._starts + self._lookback - 1
-        came_nh = self._rows_nf[last_n[:, None] + self._steps[1 : self._horizon + 1], 0]
-        return float((came_nh - self._rows_nf[last_n, :1]).abs().nanmean())
+        values_nt = self._sequences_nft[self._starts, 0, self._lookback - 1 :]
+        return float((values_nt[:, 1:] - values_nt[:, :1]).abs().nanmean())
 
     def loader(
         self, batch_size: int, generator: torch.Generator | None = None
@@ -121,7 +121,7 @@ class _Batches(Sampler[Any]):
             order_n = torch.arange(self._count)
         else:
             order_n = torch.randperm(self._count, generator=self._generator)
-        return iter(torch.split(order_n, self._batch_size))
+        return iter(torch.split(order_n, self._batch_size) if self._count else ())
 
 
 def train(
@@ -140,7 +140,7 @@ def train(
     """Train *model* in place on every sequence of *runs*, *epochs* times.
 
     A positive *proximal_mu* adds FedProx's ``mu / 2 * |w - w0|²`` to what is minimised, w0 being
-    the weights at the call. A batch whose gradient is not finite changes nothing.
+    the weights at the call. A batch whose loss or gradient is not finite changes nothing.
 
     Raises TrainingError if that is so for every batch of the last epoch.
     """
@@ -153,21 +153,20 @@ def train(
     torch.manual_seed(seed)
     batches = data.loader(batch_size, torch.Generator().manual_seed(seed))
     model.to(device).train()
-    anchor = [p.detach().clone() for p in model.parameters()] if proximal_mu > 0 else []
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=learning_rate, weight_decay=WEIGHT_DECAY, fused=True
-    )
+    weights = [p for p in model.parameters() if p.requires_grad]
+    anchor = [p.detach().clone() for p in weights] if proximal_mu > 0 else []
+    optimizer = torch.optim.AdamW(weights, lr=learning_rate, weight_decay=WEIGHT_DECAY, fused=True)
     loss = math.nan
     for _ in range(epochs):
         total, examples = torch.zeros((), device=device), 0
         for x_blf, y_bh in batches:
-            batch_loss = (model(x_blf) - y_bh).abs().mean() / unit
-            if _step(model, optimizer, batch_loss, anchor, proximal_mu):
+            batch_loss = nn.functional.l1_loss(model(x_blf), y_bh) / unit
+            if _step(weights, optimizer, batch_loss, anchor, proximal_mu):
                 total += batch_loss.detach() * len(y_bh)
                 examples += len(y_bh)
         loss = float(total) / examples if examples else math.nan
     if math.isnan(loss):
-        raise TrainingError(f"no batch of {len(data)} sequences gave a finite gradient")
+        raise TrainingError(f"no batch of {len(data)} sequences gave a finite loss and gradient")
     return TrainResult(len(data), loss, time.perf_counter() - began)
 
 
@@ -194,23 +193,24 @@ def evaluate(
 
 
 def _step(
-    model: nn.Module,
+    weights: Sequence[Tensor],
     optimizer: torch.optim.Optimizer,
     loss: Tensor,
     anchor: Sequence[Tensor],
     proximal_mu: float,
 ) -> bool:
-    """Take one step of the optimizer; False if the gradient was not finite and nothing changed."""
-    for parameter, start in zip(model.parameters(), anchor, strict=False):
-        loss = loss + proximal_mu / 2 * (parameter - start).square().sum()
+    """Take one step of the optimizer; False, with nothing changed, if not all is finite."""
+    if anchor:
+        distances = [(w - w0).square().sum() for w, w0 in zip(weights, anchor, strict=True)]
+        loss = loss + proximal_mu / 2 * torch.stack(distances).sum()
     optimizer.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
-    parameters = [p for p in model.parameters() if p.grad is not None]
-    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    if not math.isfinite(float(norm)):
+    norm = nn.utils.get_total_norm([w.grad for w in weights if w.grad is not None])
+    # A loss that is not a number can have a gradient that is one.
+    if not math.isfinite(float(norm + loss.detach())):
         return False
     if float(norm) > GRADIENT_NORM_MAX:
-        nn.utils.clip_grads_with_norm_(parameters, GRADIENT_NORM_MAX, norm)
+        nn.utils.clip_grads_with_norm_(weights, GRADIENT_NORM_MAX, norm)
     optimizer.step()
     return True
 
