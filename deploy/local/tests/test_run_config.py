@@ -29,7 +29,7 @@ def test_values_take_the_type_of_their_default() -> None:
     [
         ("hiden-layer-size=8", "no run-config key 'hiden-layer-size'; nearest: hidden-layer-size"),
         ("time-step", "-c time-step: not of the form key=value"),
-        ("time-step=1.5", "-c time-step=1.5: time-step takes a whole number (default 60)"),
+        ("time-step=1.5", "-c time-step=1.5: time-step takes a whole number (default 40)"),
         ("time-step=true", "time-step takes a whole number"),
         ("learning-rate=fast", "learning-rate takes a number"),
         ("learning-rate=nan", "learning-rate takes a number"),
