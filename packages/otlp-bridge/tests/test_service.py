@@ -207,6 +207,15 @@ def test_a_node_that_the_store_refuses_is_counted_and_the_others_are_stored(brid
     assert bridge.rows() == {0: {"power_consumption": 1.0}}
 
 
+def test_a_node_gets_no_column_that_it_never_reports(bridge, export):
+    bridge.export(export().gauge(POWER, (0, 1_000_000)))
+    window = bridge.store.window("a")
+    assert window.info().columns == ("power_consumption",)
+    bridge.export(export().gauge(TOTAL, (0, 2 << 20)).gauge(AVAILABLE, (0, 1 << 20)))
+    assert window.info().columns == ("power_consumption", "memory_usage")
+    assert window.info().units == ("W", "MiB")
+
+
 def test_reflection_lists_the_service(bridge):
     stub = reflection_pb2_grpc.ServerReflectionStub(bridge.channel)
     ask = reflection_pb2.ServerReflectionRequest(list_services="")
