@@ -1,0 +1,138 @@
+"""The bridge in its own process and real dataClay, which is killed and started again."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import grpc
+import numpy as np
+import pytest
+from google.rpc.error_details_pb2 import RetryInfo
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_status import rpc_status
+from icos_fl_timeseries_store import StoreSettings, connect
+from icos_fl_timeseries_store.contract import Rows
+from icos_fl_timeseries_store.services import SERVICES
+from icos_fl_timeseries_store.testing import StoreProcesses, free_port, store_processes
+from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2 as pb
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2_grpc import MetricsServiceStub
+
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+SECOND = 1_000_000_000
+START = 1_699_999_998 * SECOND  # a multiple of the interval of 3 s
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StoreProcesses]:
+    with store_processes(tmp_path_factory.mktemp("store")) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def bridge(store: StoreProcesses) -> Iterator[grpc.Channel]:
+    """A channel to a bridge that serves."""
+    address = f"127.0.0.1:{free_port()}"
+    environment = {
+        "ICOS_FL_BRIDGE_LISTEN_ADDRESS": address,
+        "ICOS_FL_BRIDGE_STORE__PORT": str(store.settings.port),
+        "ICOS_FL_BRIDGE_STORE__TIMEOUT_SECONDS": "3",
+    }
+    process = subprocess.Popen(
+        [sys.executable, "-m", "icos_fl_otlp_bridge"], env={**os.environ, **environment}
+    )
+    try:
+        with grpc.insecure_channel(address) as channel:
+            wait_for_health(channel, SERVING)
+            yield channel
+        process.terminate()
+        assert process.wait(30) == 0
+    finally:
+        process.kill()
+        process.wait()
+
+
+def wait_for_health(channel: grpc.Channel, status: int) -> None:
+    request = health_pb2.HealthCheckRequest()
+    watch = health_pb2_grpc.HealthStub(channel).Watch(request, timeout=120, wait_for_ready=True)
+    for answer in watch:
+        if answer.status == status:
+            watch.cancel()
+            return
+
+
+def scrapes(node: str, *watts: float) -> pb.ExportMetricsServiceRequest:
+    """A scrape of Scaphandre every 3 s from START."""
+    request = pb.ExportMetricsServiceRequest()
+    resource = request.resource_metrics.add()
+    resource.resource.attributes.add(key="host.name").value.string_value = node
+    metrics = resource.scope_metrics.add().metrics
+    for name, values in {
+        "scaph_host_power_microwatts": [round(1e6 * value) for value in watts],
+        "scaph_host_memory_total_bytes": [3 << 20] * len(watts),
+        "scaph_host_memory_available_bytes": [1 << 20] * len(watts),
+    }.items():
+        points = metrics.add(name=name).gauge.data_points
+        for step, value in enumerate(values):
+            points.add(time_unix_nano=START + 3 * step * SECOND, as_int=value)
+    return request
+
+
+def export(channel: grpc.Channel, request: pb.ExportMetricsServiceRequest) -> None:
+    """An export that must be OK, and wholly."""
+    stub = MetricsServiceStub(channel)  # type: ignore[no-untyped-call]
+    response = stub.Export(request, timeout=30)
+    assert not response.HasField("partial_success")
+
+
+def read(settings: StoreSettings, node: str) -> Rows:
+    with connect(settings) as store:
+        return store.window(node).read()
+
+
+def test_acknowledged_rows_are_in_the_store(bridge, store):
+    request = scrapes("a", 146.83, 20.5)
+    request.MergeFrom(scrapes("b", 7.0))
+    export(bridge, request)
+    rows = read(store.settings, "a")
+    assert rows.columns == ("power_consumption", "memory_usage")
+    assert rows.units == ("W", "MiB")
+    assert rows.times_ns_t.tolist() == [START, START + 3 * SECOND]
+    np.testing.assert_array_equal(rows.values_tf, [[146.83, 2.0], [20.5, 2.0]])
+    np.testing.assert_array_equal(read(store.settings, "b").values_tf, [[7.0, 2.0]])
+
+
+def test_a_batch_that_comes_again_changes_nothing_in_the_store(bridge, store):
+    for _ in range(3):
+        export(bridge, scrapes("c", 1.0, 2.0))
+    np.testing.assert_array_equal(read(store.settings, "c").values_tf, [[1.0, 2.0], [2.0, 2.0]])
+
+
+def test_a_node_name_that_the_store_refuses_is_told_and_the_other_node_is_stored(bridge, store):
+    request = scrapes("no such name", 1.0)
+    request.MergeFrom(scrapes("d", 7.0))
+    stub = MetricsServiceStub(bridge)  # type: ignore[no-untyped-call]
+    partial = stub.Export(request, timeout=30).partial_success
+    assert partial.error_message == "rejected data points: invalid_node: 3"
+    assert partial.rejected_data_points == 3
+    np.testing.assert_array_equal(read(store.settings, "d").values_tf, [[7.0, 2.0]])
+
+
+def test_a_killed_store_is_unavailable_until_it_is_back(bridge, store):
+    export(bridge, scrapes("e", 1.0))
+    for service in reversed(SERVICES):
+        store.processes[service].kill()
+        store.processes[service].wait()
+    stub = MetricsServiceStub(bridge)  # type: ignore[no-untyped-call]
+    with pytest.raises(grpc.RpcError) as refused:
+        stub.Export(scrapes("e", 1.0, 2.0), timeout=30)
+    assert refused.value.code() == grpc.StatusCode.UNAVAILABLE
+    (detail,) = rpc_status.from_call(refused.value).details
+    assert detail.Is(RetryInfo.DESCRIPTOR)
+    wait_for_health(bridge, NOT_SERVING)
+    for service in SERVICES:
+        store.start(service)
+    wait_for_health(bridge, SERVING)
+    export(bridge, scrapes("e", 1.0, 2.0))
+    np.testing.assert_array_equal(read(store.settings, "e").values_tf, [[1.0, 2.0], [2.0, 2.0]])
