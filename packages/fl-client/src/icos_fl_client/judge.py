@@ -23,6 +23,10 @@ from icos_fl_client.settings import RunConfig, parse
 
 Answer = dict[str, Any]
 
+# Of what machines are measured in nothing is below 0, and a share is not above the whole.
+_LIMITS = dict.fromkeys(("W", "MiB", "By", "kBy/s", "V", "A"), (0.0, math.inf))
+_LIMITS["%"] = (0.0, 100.0)
+
 
 class Judge:
     """Judges the newest global model of each node and metric."""
@@ -96,8 +100,8 @@ class Judge:
         )
         if result.example is None:
             raise NoSequences(
-                f"{node}: {metric} has no sequence of {query.lookback + query.horizon} steps without "
-                "a gap in the part that no node trained on"
+                f"{node}: {metric} has no sequence of {query.lookback + query.horizon} steps "
+                "without a gap in the part that no node trained on"
             )
         deviation = sequences.scale.standard_deviation
         mae = {
@@ -151,12 +155,18 @@ def _plot(example: forecasts.Example, sequences: Sequences) -> Answer:
 
 
 def _in_units(forecast: forecasts.Forecast, scale: Scale) -> dict[str, list[float | None]]:
+    """In the metric's unit, and never outside what the unit can be."""
+    lowest, highest = _LIMITS.get(scale.unit, (-math.inf, math.inf))
+    series = {
+        "yhat": forecast.yhat_h,
+        "lower_80": forecast.lower_80_h,
+        "upper_80": forecast.upper_80_h,
+        "lower_95": forecast.lower_95_h,
+        "upper_95": forecast.upper_95_h,
+    }
     return {
-        "yhat": _list(scale.restore(forecast.yhat_h)),
-        "lower_80": _list(scale.restore(forecast.lower_80_h)),
-        "upper_80": _list(scale.restore(forecast.upper_80_h)),
-        "lower_95": _list(scale.restore(forecast.lower_95_h)),
-        "upper_95": _list(scale.restore(forecast.upper_95_h)),
+        name: _list(np.clip(scale.restore(values_h), lowest, highest))
+        for name, values_h in series.items()
     }
 
 
