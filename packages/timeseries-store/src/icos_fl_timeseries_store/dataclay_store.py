@@ -2,15 +2,18 @@
 
 import asyncio
 import contextlib
+import io
 import logging
 import re
-import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Final, Literal, TypeVar
 
 _plain_root = not logging.getLogger().handlers
+# dataClay's settings look for secrets in a folder that only containers have.
+warnings.filterwarnings("ignore", message='directory "/run/secrets" does not exist')
 from dataclay import Client, DataClayObject  # noqa: E402 - its import sets up the root logger, see below
 from dataclay.config import get_runtime, session_var  # noqa: E402
 from dataclay.event_loop import get_dc_event_loop  # noqa: E402
@@ -65,8 +68,8 @@ class _Connection:
         self.address = (host, port)
         self.users = 0
         self._client = Client(host=host, port=port)
-        # dataClay prints to standard output, where a command's own result belongs.
-        with contextlib.redirect_stdout(sys.stderr):
+        # dataClay prints that it starts a thread, into what may be a command's own result.
+        with contextlib.redirect_stdout(io.StringIO()):
             self._client.start()
         self._session = session_var.get()
 
@@ -92,7 +95,7 @@ class _Connection:
 
     def call(self, coroutine: Coroutine[Any, Any, T], timeout_seconds: float) -> T:
         """Run *coroutine* on dataClay's loop; whatever says 'not now' becomes StoreUnavailable."""
-        # dataClay finds its session in a context variable, which only the thread that connected has.
+        # dataClay looks for its session in a context variable; only the connecting thread has it.
         session_var.set(self._session)
         future = asyncio.run_coroutine_threadsafe(coroutine, get_dc_event_loop())
         where = f"the store at {self.address[0]}:{self.address[1]}"

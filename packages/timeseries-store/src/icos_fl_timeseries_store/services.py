@@ -5,6 +5,7 @@ import os
 import runpy
 import sys
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Literal
 
@@ -66,6 +67,8 @@ def serve(service: Service, settings: ServiceSettings) -> None:
     os.environ.update(_dataclay_environment(settings, folder))
     if folder is not None:
         _clear_stale_registration(folder, settings)
+    # dataClay's settings look for secrets in a folder that only containers have.
+    warnings.filterwarnings("ignore", message='directory "/run/secrets" does not exist')
     sys.argv = [f"dataclay.{service}"]
     runpy.run_module(f"dataclay.{service}", run_name="__main__", alter_sys=True)
 
