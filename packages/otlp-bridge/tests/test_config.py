@@ -80,7 +80,7 @@ def test_case_14_a_file_that_asks_for_yaml_1_1_is_refused(config):
         ("interval_seconds: 2020-99-99\n" + COLUMN, "line 1: interval_seconds: neither a text"),
         ("window_rows: " + "9" * 5000, "line 1: window_rows: a number of more than 40 characters"),
         ("a: b\x00", "line 1: no character of YAML; read: '\\x00'"),
-        ("[" * 400, "not a YAML document"),
+        ("[" * 600, "not a YAML document"),
         ("- a\n", "a mapping is needed; read: ['a']"),
         ("", "a mapping is needed; read: None"),
         (COLUMN + "---\n" + COLUMN, "line 3: but found another document"),

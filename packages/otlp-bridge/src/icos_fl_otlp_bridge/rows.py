@@ -33,7 +33,8 @@ TOO_OLD = "too_old"
 INCOMPLETE = "incomplete"
 
 SeriesKey = tuple[Any, ...]
-Wanted = tuple[Term, ...]
+Wanted = tuple[int, ...]
+"""Terms that take a point, by their numbers: a number hashes faster than a Term."""
 
 
 @dataclass
@@ -66,16 +67,17 @@ class Converter:
         self._config = config
         self.columns = tuple(config.columns)
         self.units = {name: column.unit for name, column in config.columns.items()}
-        terms: dict[str, dict[Term, None]] = defaultdict(dict)
-        for column in config.columns.values():
-            for source in column.sources:
-                for term in source.terms:
-                    terms[term.metric][term] = None
-        self._terms: dict[str, Wanted] = {name: tuple(of) for name, of in terms.items()}
-        self._column_terms = [
-            {term for source in column.sources for term in source.terms}
-            for column in config.columns.values()
+        numbers: dict[Term, int] = {}
+        self._columns = [
+            [
+                _Source(source, tuple(_number(term, numbers) for term in source.terms))
+                for source in of
+            ]
+            for of in (column.sources for column in config.columns.values())
         ]
+        self._terms: dict[str, _Terms] = {}
+        for term, number in numbers.items():
+            self._terms.setdefault(term.metric, _Terms()).add(number, term)
 
     def convert(self, request: ExportMetricsServiceRequest) -> Converted:
         """Rows by node, and refused points. Metrics that no column names are neither."""
@@ -98,18 +100,21 @@ class Converter:
                         series = (resource_key, scope_metrics.scope.name)
                         self._collect(metric, terms, series, cells[str(node)], converted.rejected)
                     else:
-                        points = sum(1 for _ in _wanted_points(metric, terms))
+                        points = sum(1 for _ in terms.points_of(metric))
                         converted.rejected[NO_NODE] += points
         for node, of_node in cells.items():
+            if not of_node.points:
+                continue
             rows = self._rows(of_node, converted.rejected)
             if len(rows.times_ns_t):
                 converted.rows[node] = rows
+        converted.rejected = +converted.rejected
         return converted
 
     def _collect(
         self,
         metric: Metric,
-        terms: Wanted,
+        terms: "_Terms",
         series: SeriesKey,
         cells: "_Cells",
         rejected: Counter[str],
@@ -117,7 +122,7 @@ class Converter:
         """Put the metric's good points into *cells*, and count the others in *rejected*."""
         fault = _fault(metric)
         interval = self._config.interval_ns
-        for point, wanted, attributes in _wanted_points(metric, terms):
+        for point, wanted, attributes in terms.points_of(metric):
             value, problem = (0.0, fault) if fault else _value(point)
             if problem:
                 rejected[problem] += 1
@@ -129,66 +134,117 @@ class Converter:
 
     def _rows(self, cells: "_Cells", rejected: Counter[str]) -> NodeRows:
         """Rows that have a value; points of the others are counted in *rejected*."""
-        times = np.array(sorted(cells.points), np.int64)
-        index = {int(time): position for position, time in enumerate(times)}
+        times = np.array(sorted(set().union(*cells.points.values())), np.int64)
+        index = {time: position for position, time in enumerate(times.tolist())}
         values = np.full((len(times), len(self.columns)), np.nan)
         overflowed = np.zeros(values.shape, bool)
-        for place, column in enumerate(self._config.columns.values()):
-            for source in column.sources:
-                filled = _of_source(source, cells, index)
-                overflowed[:, place] |= np.isinf(filled)
-                empty = np.isnan(values[:, place]) & np.isfinite(filled)
-                values[empty, place] = filled[empty]
+        for place, sources in enumerate(self._columns):
+            for source in sources:
+                filled = source.values(cells, index)
+                if filled is not None:
+                    overflowed[:, place] |= np.isinf(filled)
+                    empty = np.isnan(values[:, place]) & np.isfinite(filled)
+                    values[empty, place] = filled[empty]
+        there = ~np.isnan(values)
         kept = np.zeros(len(times), np.int64)
-        for row, position in index.items():
-            stored = self._terms_of(~np.isnan(values[position]))
-            too_large = self._terms_of(overflowed[position])
-            for wanted, count in cells.points[row].items():
-                if not stored.isdisjoint(wanted):
-                    kept[position] += count
-                else:
-                    reason = INCOMPLETE if too_large.isdisjoint(wanted) else NON_FINITE
-                    rejected[reason] += count
-        some = ~np.isnan(values).all(axis=1)
-        there = ~np.isnan(values).all(axis=0)
-        columns = tuple(name for name, has in zip(self.columns, there, strict=True) if has)
-        return NodeRows(columns, times[some], values[some][:, there], kept[some])
+        for wanted, by_row in cells.points.items():
+            counts = np.zeros(len(times), np.int64)
+            counts[[index[row] for row in by_row]] = list(by_row.values())
+            of = [any(s.takes(wanted) for s in sources) for sources in self._columns]
+            stored = there[:, of].any(axis=1)
+            too_large = ~stored & overflowed[:, of].any(axis=1)
+            kept += np.where(stored, counts, 0)
+            rejected[NON_FINITE] += int(counts[too_large].sum())
+            rejected[INCOMPLETE] += int(counts[~stored & ~too_large].sum())
+        rows, reported = there.any(axis=1), there.any(axis=0)
+        columns = tuple(n for n, has in zip(self.columns, reported, strict=True) if has)
+        return NodeRows(columns, times[rows], values[rows][:, reported], kept[rows])
 
-    def _terms_of(self, columns_f: NDArray[np.bool_]) -> set[Term]:
-        """Every term of the columns that are marked."""
-        chosen = (of for of, marked in zip(self._column_terms, columns_f, strict=True) if marked)
-        return set().union(*chosen)
+
+def _number(term: Term, numbers: dict[Term, int]) -> int:
+    return numbers.setdefault(term, len(numbers))
+
+
+class _Terms:
+    """The terms of one metric, and which points they take."""
+
+    def __init__(self) -> None:
+        self._all: tuple[tuple[int, Term], ...] = ()
+        self._numbers: Wanted = ()
+        self._filtered = False
+
+    def add(self, number: int, term: Term) -> None:
+        self._all += ((number, term),)
+        self._numbers += (number,)
+        self._filtered |= bool(term.where)
+
+    def points_of(self, metric: Metric) -> Iterator[tuple[NumberDataPoint, Wanted, dict[str, Any]]]:
+        """The points that some term takes, with those terms and the point's attributes.
+
+        A point with the no-recorded-value flag says that there is nothing: it is left out.
+        """
+        kind = metric.WhichOneof("data")
+        for point in getattr(metric, kind).data_points if kind else ():
+            attributes = _plain(point.attributes) if point.attributes else {}
+            wanted = self._wanted(attributes) if self._filtered else self._numbers
+            if wanted and not point.flags & NO_RECORDED_VALUE:
+                yield point, wanted, attributes
+
+    def _wanted(self, attributes: dict[str, Any]) -> Wanted:
+        return tuple(
+            number
+            for number, term in self._all
+            if all(predicate.accepts(attributes) for predicate in term.where)
+        )
 
 
 class _Cells:
     """The points of one node, by term, row and series; of one series in one row the newest."""
 
     def __init__(self) -> None:
-        self.points: dict[int, Counter[Wanted]] = defaultdict(Counter)
+        self.points: dict[Wanted, Counter[int]] = defaultdict(Counter)
         """How many points each row has, by the terms that they are for."""
-        self.by_term: dict[Term, dict[int, dict[SeriesKey, tuple[int, float]]]] = {}
+        self.by_term: dict[int, dict[int, dict[SeriesKey, tuple[int, float]]]] = defaultdict(dict)
 
     def put(self, wanted: Wanted, row: int, series: SeriesKey, time_ns: int, value: float) -> None:
-        self.points[row][wanted] += 1
+        self.points[wanted][row] += 1
         for term in wanted:
-            known = self.by_term.setdefault(term, {}).setdefault(row, {})
-            if series not in known or known[series][0] <= time_ns:
-                known[series] = (time_ns, value)
+            cell = self.by_term[term].setdefault(row, {})
+            if series not in cell or cell[series][0] <= time_ns:
+                cell[series] = (time_ns, value)
 
 
-def _of_source(source: Source, cells: _Cells, index: Mapping[int, int]) -> NDArray[np.float64]:
-    """The source's value in each row; NaN where a term is missing, infinite if too large."""
-    total = np.full(len(index), source.plus)
-    with np.errstate(over="ignore", invalid="ignore"):
-        for term in source.terms:
-            term_values = np.full(len(index), np.nan)
-            for row, series in cells.by_term.get(term, {}).items():
-                term_values[index[row]] = _combined(term.combine, list(series.values()))
-            total = total + term.factor * term_values
-        return total * source.multiply_by / source.divide_by
+@dataclass(frozen=True)
+class _Source:
+    """A Source with its terms' numbers."""
+
+    source: Source
+    numbers: Wanted
+
+    def takes(self, wanted: Wanted) -> bool:
+        """Is one of the source's terms among *wanted*?"""
+        return not set(self.numbers).isdisjoint(wanted)
+
+    def values(self, cells: _Cells, index: Mapping[int, int]) -> NDArray[np.float64] | None:
+        """The value in each row; NaN where a term is missing, infinite if too large.
+
+        None where some term is in no row.
+        """
+        if any(number not in cells.by_term for number in self.numbers):
+            return None
+        total = np.full(len(index), self.source.plus)
+        with np.errstate(over="ignore", invalid="ignore"):
+            for number, term in zip(self.numbers, self.source.terms, strict=True):
+                of_term = np.full(len(index), np.nan)
+                for row, cell in cells.by_term[number].items():
+                    of_term[index[row]] = _combined(term.combine, list(cell.values()))
+                total = total + term.factor * of_term
+            return total * self.source.multiply_by / self.source.divide_by
 
 
 def _combined(how: Combine, points: list[tuple[int, float]]) -> float:
+    if len(points) == 1:
+        return points[0][1]
     values = [value for _, value in points]
     match how:
         case "sum":
@@ -219,24 +275,6 @@ def _fault(metric: Metric) -> str:
     if kind == "sum" and temporality == AGGREGATION_TEMPORALITY_UNSPECIFIED:
         return UNSPECIFIED_TEMPORALITY
     return ""
-
-
-def _wanted_points(
-    metric: Metric, terms: Wanted
-) -> Iterator[tuple[NumberDataPoint, Wanted, dict[str, Any]]]:
-    """The metric's points that some term takes, with those terms and the point's attributes.
-
-    A point with the no-recorded-value flag says that there is nothing: it is left out.
-    """
-    kind = metric.WhichOneof("data")
-    filtered = any(term.where for term in terms)
-    for point in getattr(metric, kind).data_points if kind else ():
-        attributes = _plain(point.attributes) if point.attributes else {}
-        wanted = terms
-        if filtered:
-            wanted = tuple(t for t in terms if all(p.accepts(attributes) for p in t.where))
-        if wanted and not point.flags & NO_RECORDED_VALUE:
-            yield point, wanted, attributes
 
 
 def _value(point: NumberDataPoint) -> tuple[float, str]:

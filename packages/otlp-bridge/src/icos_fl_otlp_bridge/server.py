@@ -73,6 +73,10 @@ class Server:
         self._server.start()
         self._probing.start()
 
+    def wait(self) -> None:
+        """Return when the server has stopped."""
+        self._server.wait_for_termination()
+
     def stop(self, grace_seconds: float = GRACE_SECONDS) -> None:
         """Take no more exports, wait for those in hand, and close the store."""
         self._stopping.set()
