@@ -1,0 +1,33 @@
+"""What the README says is so."""
+
+import re
+from pathlib import Path
+
+from icos_fl_otlp_bridge import rows
+from icos_fl_otlp_bridge.settings import BridgeSettings
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+
+
+def test_every_configuration_of_the_readme_is_taken(config):
+    examples = re.findall(r"```yaml\n(.*?)```", README, flags=re.DOTALL)
+    loaded = [config(example) for example in examples if "columns:" in example]
+    assert [list(each.columns) for each in loaded] == [["fan_speed"], ["disk_busy"]]
+
+
+def test_every_setting_is_in_the_readme_with_its_default():
+    for name, field in BridgeSettings.model_fields.items():
+        row = re.search(rf"^\| `ICOS_FL_BRIDGE_{name.upper()}(?:__\w+)?` \| (.*?) \|", README, re.M)
+        assert row, name
+        if name not in ("store", "config"):
+            assert row[1] == f"`{field.default}`"
+
+
+def test_every_reason_code_is_in_the_readme():
+    codes = {
+        value
+        for name, value in vars(rows).items()
+        if name.isupper() and isinstance(value, str) and value == name.lower()
+    }
+    assert codes == set(re.findall(r"^\| `([a-z_]+)` \|", README, flags=re.M))
+    assert len(codes) == 9
