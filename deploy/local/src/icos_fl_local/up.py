@@ -124,7 +124,7 @@ def _host_source(options: Options, overrides: Mapping[str, Value]) -> Source:
         raise UsageError(f"--nodes {options.nodes}: --source host has one node, this machine")
     step = float(overrides.get("interval", 0)) or 15.0
     sampling = min(_HOST_SAMPLING_SECONDS_MAX, step)
-    lookback = int((run_config.defaults() | overrides)["time-step"])
+    lookback = int({**run_config.defaults(), **overrides}["time-step"])
     steps = lookback + int(overrides.get("horizon", run_config.FORECAST_SECONDS / step))
     rows = math.ceil(5 * steps * step / sampling)
     rows = min(max(rows, _WINDOW_ROWS_MIN), _WINDOW_ROWS_MAX)
