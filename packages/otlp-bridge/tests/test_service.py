@@ -81,6 +81,16 @@ def test_bytes_that_are_no_request_are_invalid_argument_with_bad_request(bridge)
     assert "3 bytes" in caught.value.details()
 
 
+def test_a_wanted_metric_that_is_no_metric_is_invalid_argument_and_nothing_is_stored(bridge):
+    metric = b"\x0a\x1b" + POWER.encode() + b"\xff"
+    scope = b"\x12" + bytes([len(metric)]) + metric
+    resource = b"\x12" + bytes([len(scope)]) + scope
+    with pytest.raises(grpc.RpcError) as caught:
+        bridge.channel.unary_unary(EXPORT)(b"\x0a" + bytes([len(resource)]) + resource, timeout=20)
+    assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert bridge.store.nodes() == []
+
+
 def test_a_store_that_does_not_answer_is_unavailable_with_a_delay(bridge, export, store):
     store.answers = False
     error = bridge.refusal(export().gauge(POWER, (0, 1_000_000)))

@@ -126,6 +126,12 @@ class BridgeConfig(_Model):
     columns: dict[Text, Column] = Field(min_length=1, max_length=COLUMNS_MAX)
 
     @property
+    def metrics(self) -> frozenset[str]:
+        """Names of the metrics that some column is made of."""
+        sources = (source for column in self.columns.values() for source in column.sources)
+        return frozenset(term.metric for source in sources for term in source.terms)
+
+    @property
     def interval_ns(self) -> int:
         return round(self.interval_seconds * 1e9)
 

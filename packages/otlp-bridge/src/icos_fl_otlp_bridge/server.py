@@ -56,7 +56,7 @@ class Server:
                 ("grpc.so_reuseport", 0),  # else a second server would share the port unnoticed
             ],
         )
-        MetricsServicer(self._serving_bridge).add_to(self._server)
+        MetricsServicer(self._serving_bridge, config.metrics).add_to(self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)
@@ -72,10 +72,6 @@ class Server:
         """Serve from now on; ``port`` is the port."""
         self._server.start()
         self._probing.start()
-
-    def wait(self) -> None:
-        """Return when the server has stopped."""
-        self._server.wait_for_termination()
 
     def stop(self, grace_seconds: float = GRACE_SECONDS) -> None:
         """Take no more exports, wait for those in hand, and close the store."""

@@ -12,7 +12,6 @@ from grpc_status import rpc_status
 from icos_fl_timeseries_store import InvalidRows, Store, StoreError, Window
 from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
-    ExportMetricsServiceRequest,
     ExportMetricsServiceResponse,
 )
 
@@ -35,12 +34,13 @@ class Bridge:
         self._converter = rows.Converter(config)
         self._windows: dict[str, Window] = {}
 
-    def export(self, request: ExportMetricsServiceRequest) -> Counter[str]:
-        """Store the request's rows; return the rejected points by reason.
+    def export(self, serialized: bytes) -> Counter[str]:
+        """Store the rows of a serialized request; return the rejected points by reason.
 
-        Raises StoreUnavailable; the same request may then be sent again, whatever of it was stored.
+        Raises DecodeError; and StoreUnavailable: the same request may then be sent again,
+        whatever of it was stored.
         """
-        converted = self._converter.convert(request)
+        converted = self._converter.convert(serialized)
         rejected = converted.rejected
         if converted.unmatched_resources:
             log.debug("resources for others", count=converted.unmatched_resources)
@@ -67,15 +67,19 @@ class Bridge:
 
 
 class MetricsServicer:
-    """OTLP's MetricsService over the Bridge that *bridge* gives; it may raise StoreUnavailable."""
+    """OTLP's MetricsService over the Bridge that *bridge* gives; it may raise StoreUnavailable.
 
-    def __init__(self, bridge: Callable[[], Bridge]) -> None:
+    Of a request, only the *metrics* are parsed.
+    """
+
+    def __init__(self, bridge: Callable[[], Bridge], metrics: frozenset[str]) -> None:
         self._bridge = bridge
+        self._metrics = metrics
 
     def add_to(self, server: grpc.Server) -> None:
         """Serve on *server*.
 
-        Requests are parsed here and not by gRPC, which would call what it cannot parse INTERNAL.
+        Requests come as bytes: gRPC would parse all of it, and call what it cannot INTERNAL.
         """
         method: grpc.RpcMethodHandler[bytes, ExportMetricsServiceResponse]
         method = grpc.unary_unary_rpc_method_handler(
@@ -90,8 +94,7 @@ class MetricsServicer:
     ) -> ExportMetricsServiceResponse:
         """Answer one export."""
         try:
-            request = ExportMetricsServiceRequest.FromString(serialized)
-            rejected = self._bridge().export(request)
+            rejected = self._bridge().export(serialized)
         except DecodeError:
             context.abort_with_status(rpc_status.to_status(_undecodable(len(serialized))))
             raise

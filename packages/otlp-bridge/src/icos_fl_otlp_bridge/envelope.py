@@ -1,0 +1,63 @@
+"""An OTLP metrics request in which each metric stays bytes until its name is wanted.
+
+Nearly all of a Scaphandre's batch is series of single processes, which no column names: parsing
+them would cost several times what is done with the others.
+"""
+
+from typing import Any, Final
+
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from opentelemetry.proto.common.v1 import common_pb2
+from opentelemetry.proto.metrics.v1.metrics_pb2 import Metric
+from opentelemetry.proto.resource.v1 import resource_pb2
+
+_PACKAGE: Final = "icos_fl.otlp_bridge.envelope"
+_SCOPE: Final = common_pb2.InstrumentationScope.DESCRIPTOR.full_name
+_RESOURCE: Final = resource_pb2.Resource.DESCRIPTOR.full_name
+# Names and numbers of OTLP's fields, and the messages that they hold; None is plain bytes.
+_MESSAGES: Final[dict[str, list[tuple[str, int, bool, str | None]]]] = {
+    "ScopeMetrics": [("scope", 1, False, _SCOPE), ("metrics", 2, True, None)],
+    "ResourceMetrics": [
+        ("resource", 1, False, _RESOURCE),
+        ("scope_metrics", 2, True, f"{_PACKAGE}.ScopeMetrics"),
+    ],
+    "Request": [("resource_metrics", 1, True, f"{_PACKAGE}.ResourceMetrics")],
+}
+
+
+def _request_class() -> Any:
+    field_type = descriptor_pb2.FieldDescriptorProto
+    file = descriptor_pb2.FileDescriptorProto(
+        name="icos_fl/otlp_bridge/envelope.proto",
+        package=_PACKAGE,
+        syntax="proto3",
+        dependency=[common_pb2.DESCRIPTOR.name, resource_pb2.DESCRIPTOR.name],
+    )
+    for message_name, fields in _MESSAGES.items():
+        message = file.message_type.add(name=message_name)
+        for name, number, repeated, holds in fields:
+            message.field.add(
+                name=name,
+                number=number,
+                label=field_type.LABEL_REPEATED if repeated else field_type.LABEL_OPTIONAL,
+                type=field_type.TYPE_MESSAGE if holds else field_type.TYPE_BYTES,
+                type_name=f".{holds}" if holds else None,
+            )
+    descriptor_pool.Default().Add(file)
+    found = descriptor_pool.Default().FindMessageTypeByName(f"{_PACKAGE}.Request")
+    return message_factory.GetMessageClass(found)
+
+
+Request: Final = _request_class()
+"""ExportMetricsServiceRequest, but that ``ScopeMetrics.metrics`` are bytes."""
+
+
+def name_of(metric: bytes) -> bytes:
+    """The name of a serialized Metric. Raises DecodeError if it is none.
+
+    Encoders begin with the name, as it is the first field: tag, length, then its bytes. Whatever
+    begins otherwise is parsed.
+    """
+    if len(metric) > 1 and metric[0] == 0x0A and metric[1] < 0x80:
+        return metric[2 : 2 + metric[1]]
+    return Metric.FromString(metric).name.encode()
