@@ -9,7 +9,7 @@ from icos_fl_timeseries_store import Store, StoreError, connect
 
 from icos_fl_client.errors import ClientError
 from icos_fl_client.processor_client import ProcessorClient
-from icos_fl_client.settings import store_settings
+from icos_fl_client.settings import address, store_settings
 
 
 def main() -> None:
@@ -26,8 +26,9 @@ def main() -> None:
             print(line)
     given = answer.get("forecasts", answer.get("results"))
     if not given:
-        for item in answer["unavailable"]:
-            print(f"icos-fl-client: {item['reason']}", file=sys.stderr)
+        reasons = [item["reason"] for item in answer["unavailable"]]
+        for reason in reasons or ["no node keeps a model yet"]:
+            print(f"icos-fl-client: {reason}", file=sys.stderr)
         sys.exit(1)
 
 
@@ -77,6 +78,13 @@ def _lines(answer: dict[str, Any]) -> list[str]:
     return lines
 
 
+def _address(value: str) -> str:
+    try:
+        return address(value)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{value!r} {error}") from None
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="icos-fl-client", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -85,9 +93,13 @@ def _parser() -> argparse.ArgumentParser:
         ("backtest", "errors on the rows that no node trained on"),
     ):
         command = commands.add_parser(name, help=text)
-        command.add_argument("--processor", required=True, metavar="HOST:PORT")
+        command.add_argument("--processor", required=True, metavar="HOST:PORT", type=_address)
         command.add_argument(
-            "--store", required=True, metavar="HOST:PORT", help="dataClay's metadata service"
+            "--store",
+            required=True,
+            metavar="HOST:PORT",
+            type=_address,
+            help="dataClay's metadata service",
         )
         command.add_argument("--node", action="append", help="one node; may be given again")
         command.add_argument("--metric", action="append", help="one metric; may be given again")

@@ -70,7 +70,7 @@ Answer = Callable[["Learner", ConfigRecord, RecordDict], None]
 def _reply(message: Message, context: Context, answer: Answer) -> Message:
     from icos_fl_client.node import Learner  # torch: a bad setting is told without its import
 
-    config = message.content[records.CONFIG]
+    config = message.content.get(records.CONFIG, ConfigRecord())
     assert isinstance(config, ConfigRecord)
     if config.get("protocol") != records.PROTOCOL:
         raise ClientError(
@@ -114,8 +114,11 @@ def _missing(reply: RecordDict, metric: str) -> Iterator[None]:
     except (ClientError, ModelError, TrainingError) as error:
         node = reply[records.NODE]
         assert isinstance(node, ConfigRecord)
-        node["missing-metrics"] = [*_names(node, "missing-metrics"), metric]
-        node["missing-causes"] = [*_names(node, "missing-causes"), str(error)]
+        metrics, causes = _names(node, "missing-metrics"), _names(node, "missing-causes")
+        # What hinders the evaluation most often hinders the training too: it is told once.
+        if (metric, str(error)) not in zip(metrics, causes, strict=True):
+            node["missing-metrics"] = [*metrics, metric]
+            node["missing-causes"] = [*causes, str(error)]
 
 
 def _names(config: ConfigRecord, key: str) -> list[str]:

@@ -127,7 +127,7 @@ class Judge:
 def _restore(node: str, metric: str, version: ModelVersion) -> tuple[torch.nn.Module, Query]:
     """The model that was kept, and the query that gives its input."""
     run = parse(RunConfig, version.config, f"configuration kept beside {metric}'s model")
-    model = build_model(run)
+    model = build_model(run, metric)
     load_weights(model, dict(version.weights))
     return model, run.query(node, metric)
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from icos_fl_client import models, training
 from icos_fl_client.data import Sequences
-from icos_fl_client.errors import NoSequences, WrongWeights
+from icos_fl_client.errors import ConfigError, NoSequences, WrongWeights
 from icos_fl_client.processor_client import ProcessorClient
 from icos_fl_client.settings import NodeConfig, RunConfig
 
@@ -23,14 +23,14 @@ Metrics = dict[str, int | float]
 log = structlog.get_logger()
 
 
-def build_model(run: RunConfig) -> torch.nn.Module:
-    """The run's model with weights that its seed alone decides."""
+def build_model(run: RunConfig, metric: str) -> torch.nn.Module:
+    """The run's model of *metric* with weights that its seed alone decides."""
     torch.manual_seed(run.seed)
     return models.build(
         run.model,
         lookback=run.time_step,
         horizon=run.horizon,
-        features=1 + len(run.features),
+        features=1 + len(run.features_of(metric)),
         hidden_size=run.hidden_layer_size,
         num_layers=run.num_layers,
     )
@@ -57,9 +57,16 @@ def load_weights(model: torch.nn.Module, weights: Mapping[str, NDArray[np.float3
 
 
 def choose_device(node: NodeConfig, run: RunConfig) -> torch.device:
-    """The accelerator that is there, or the CPU; the server's node takes ``server-device``."""
+    """The accelerator that is there, or the CPU; the server's node takes ``server-device``.
+
+    Raises ConfigError for a device that is not there.
+    """
     if run.server_node and node.node_name == run.server_node and run.server_device != "auto":
-        return torch.device(run.server_device)
+        try:
+            return torch.zeros(0, device=run.server_device).device
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            cause = str(error).partition("\n")[0]
+            raise ConfigError(f"server-device={run.server_device!r}: {cause}") from None
     if torch.cuda.is_available():
         return torch.device("cuda")
     if torch.backends.mps.is_available():
@@ -84,12 +91,12 @@ class Learner:
     def offer(self, metric: str) -> tuple[Weights, Metrics]:
         """Initial weights and the number of training sequences; raises NoSequences."""
         count = self.processor.train_sequences(self.run.query(self.node.node_name, metric))
-        return weights_of(build_model(self.run)), {"num-examples": count}
+        return weights_of(build_model(self.run, metric)), {"num-examples": count}
 
     def evaluate(self, metric: str, weights: Weights) -> Metrics:
         """How *weights* do on the validation part; errors in the metric's unit."""
         sequences = self._fetch(metric)
-        model = build_model(self.run)
+        model = build_model(self.run, metric)
         load_weights(model, weights)
         result = training.evaluate(
             model,
@@ -121,7 +128,7 @@ class Learner:
             return {}, {"num-examples": 0}
         if not sequences.train_sequences:
             return {}, {"num-examples": 0}
-        model = build_model(self.run)
+        model = build_model(self.run, metric)
         load_weights(model, weights)
         result = training.train(
             model,
@@ -148,6 +155,8 @@ class Learner:
         try:
             with connect(self.node.store) as store:
                 for metric, weights in received.items():
+                    # Weights that do not fit would break every forecast to come.
+                    load_weights(build_model(self.run, metric), weights)
                     store.model_state(self.node.node_name, metric).put(
                         ModelVersion(
                             round=model_round,
@@ -156,7 +165,7 @@ class Learner:
                             metadata={"created-unix-s": time.time()},
                         )
                     )
-        except StoreError as error:
+        except (StoreError, WrongWeights, models.ModelError) as error:
             log.warning("global model not kept", node=self.node.node_name, error=str(error))
 
     def _fetch(self, metric: str) -> Sequences:

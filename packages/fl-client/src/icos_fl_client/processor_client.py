@@ -43,7 +43,7 @@ class Query:
         interval.FromNanoseconds(round(self.interval_seconds * 1e9))
         return pb.SeriesSpec(
             node=self.node,
-            features=[self.metric, *(name for name in self.features if name != self.metric)],
+            features=[self.metric, *self.features],
             targets=[self.metric],
             lookback=self.lookback,
             horizon=self.horizon,
@@ -59,8 +59,9 @@ class ProcessorClient:
     ProcessorUnavailable.
     """
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, deadline_seconds: float = DEADLINE_SECONDS) -> None:
         self._address = address
+        self._deadline_seconds = deadline_seconds
         self._channel = grpc.insecure_channel(
             address, options=[("grpc.max_receive_message_length", MESSAGE_BYTES_MAX)]
         )
@@ -70,7 +71,7 @@ class ProcessorClient:
         """The nodes that have a window."""
         with self._errors():
             answer = self._stub.ListNodes(
-                pb.ListNodesRequest(), timeout=DEADLINE_SECONDS, wait_for_ready=True
+                pb.ListNodesRequest(), timeout=self._deadline_seconds, wait_for_ready=True
             )
             return list(answer.nodes)
 
@@ -79,7 +80,7 @@ class ProcessorClient:
         with self._errors():
             answer = self._stub.DescribeWindow(
                 pb.DescribeWindowRequest(series=query.series()),
-                timeout=DEADLINE_SECONDS,
+                timeout=self._deadline_seconds,
                 wait_for_ready=True,
             )
         if not answer.train_sequences:
@@ -91,7 +92,7 @@ class ProcessorClient:
         with self._errors():
             parts = self._stub.GetSequences(
                 pb.GetSequencesRequest(series=query.series()),
-                timeout=DEADLINE_SECONDS,
+                timeout=self._deadline_seconds,
                 wait_for_ready=True,
             )
             header = next(parts).header
@@ -114,7 +115,7 @@ class ProcessorClient:
         with self._errors():
             answer = self._stub.GetLatest(
                 pb.GetLatestRequest(series=query.series()),
-                timeout=DEADLINE_SECONDS,
+                timeout=self._deadline_seconds,
                 wait_for_ready=True,
             )
         return Latest(

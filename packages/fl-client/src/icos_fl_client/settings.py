@@ -4,7 +4,14 @@ from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
 
 from icos_fl_timeseries_store import StoreSettings
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+)
 
 from icos_fl_client.errors import ConfigError
 from icos_fl_client.processor_client import Query
@@ -14,12 +21,23 @@ M = TypeVar("M", bound=BaseModel)
 
 def _names(value: object) -> object:
     if isinstance(value, str):
-        return tuple(name.strip() for name in value.split(",") if name.strip())
+        return tuple(dict.fromkeys(name.strip() for name in value.split(",") if name.strip()))
     return value
 
 
 Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
 """Column names, in the configuration separated by commas."""
+
+
+def address(value: str) -> str:
+    """*value* if it is host:port; raises ValueError."""
+    host, _, port = value.rpartition(":")
+    if not (host and port.isdecimal() and 1 <= int(port) <= 65_535):
+        raise ValueError("must be host:port, with a port from 1 to 65535")
+    return value
+
+
+Address = Annotated[str, AfterValidator(address)]
 
 
 def _hyphenated(name: str) -> str:
@@ -33,10 +51,10 @@ class NodeConfig(BaseModel):
 
     node_name: str = Field(min_length=1)
     """The node, as the bridge names it."""
-    processor_address: str = Field(pattern=r".+:\d+")
-    """host:port of the processor."""
-    store_address: str = Field(pattern=r".+:\d+")
-    """host:port of dataClay's metadata service."""
+    processor_address: Address
+    """Where the processor is."""
+    store_address: Address
+    """Where dataClay's metadata service is."""
     threads: int = Field(default=0, ge=0)
     """Threads of torch; 0 lets torch choose. Nodes that share a machine should share its cores."""
 
@@ -53,25 +71,29 @@ class RunConfig(BaseModel):
     metric: Names = Field(min_length=1)
     features: Names = ()
     interval: float = Field(default=15.0, ge=0, le=86_400)
-    time_step: int = Field(default=60, ge=1, le=100_000)
+    time_step: int = Field(default=40, ge=1, le=100_000)
     horizon: int = Field(default=20, ge=1, le=100_000)
     train_test_split: float = Field(default=0.8, gt=0, le=1)
     model: str = "icos_fl_client.models:AnchorLSTM"
-    hidden_layer_size: int = Field(default=32, ge=1, le=65_536)
+    hidden_layer_size: int = Field(default=16, ge=1, le=65_536)
     num_layers: int = Field(default=1, ge=1, le=64)
     batch_size: int = Field(default=64, ge=1, le=1_000_000)
     local_epochs: int = Field(default=3, ge=1, le=100_000)
-    learning_rate: float = Field(default=0.004, gt=0, le=10)
+    learning_rate: float = Field(default=0.002, gt=0, le=10)
     seed: int = Field(default=0, ge=0, lt=2**63)
     server_node: str = ""
     server_device: str = "auto"
+
+    def features_of(self, metric: str) -> tuple[str, ...]:
+        """The input columns beside *metric*, which is the first one itself."""
+        return tuple(name for name in self.features if name != metric)
 
     def query(self, node: str, metric: str) -> Query:
         """*metric* of *node* cut as this run wants it."""
         return Query(
             node=node,
             metric=metric,
-            features=self.features,
+            features=self.features_of(metric),
             lookback=self.time_step,
             horizon=self.horizon,
             interval_seconds=self.interval,
@@ -100,18 +122,21 @@ def parse(settings_class: type[M], values: Mapping[str, Any], what: str) -> M:
     try:
         return settings_class.model_validate(dict(values))
     except ValidationError as error:
-        problems = [
-            f"{'.'.join(map(str, item['loc']))}={item['input']!r}: {item['msg']}"
-            if item["type"] != "missing"
-            else f"{'.'.join(map(str, item['loc']))} is missing"
-            for item in error.errors()
-        ]
+        problems = []
+        for item in error.errors():
+            key = ".".join(map(str, item["loc"]))
+            if item["type"] == "missing":
+                problems.append(f"{key} is missing")
+            elif item["type"] == "extra_forbidden":
+                keys = ", ".join(_hyphenated(name) for name in settings_class.model_fields)
+                problems.append(f"{key}={item['input']!r}: no such key; there are {keys}")
+            else:
+                limit = item["msg"].removeprefix("Value error, ")
+                problems.append(f"{key}={item['input']!r}: {limit}")
         raise ConfigError(f"bad {what}: {'; '.join(problems)}") from None
 
 
-def store_settings(address: str) -> StoreSettings:
-    """host:port as settings of the store. Raises ConfigError."""
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal() or not 1 <= int(port) <= 65535:
-        raise ConfigError(f"address {address!r} is not of the form host:port")
+def store_settings(host_port: str) -> StoreSettings:
+    """host:port as settings of the store."""
+    host, _, port = host_port.rpartition(":")
     return StoreSettings(host=host, port=int(port))
