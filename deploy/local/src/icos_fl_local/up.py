@@ -129,38 +129,9 @@ def _host_source(options: Options, overrides: Mapping[str, Value]) -> Source:
     rows = math.ceil(5 * steps * step / sampling)
     rows = min(max(rows, _WINDOW_ROWS_MIN), _WINDOW_ROWS_MAX)
     node = socket.gethostname() or "localhost"
-    return Source("host", (node,), (), sampling, _host_bridge_config(sampling, rows))
-
-
-def _host_bridge_config(interval_seconds: float, window_rows: int) -> dict[str, Any]:
-    """The bridge's configuration that takes what ``host`` sends."""
-
-    def where(attribute: str, value: str) -> list[dict[str, str]]:
-        return [{"attribute": attribute, "equals": value}]
-
-    idle = {
-        "metric": "system.cpu.utilization",
-        "where": where("state", "idle"),
-        "combine": "mean",
-        "factor": -1,
-    }
-    used = {"metric": "system.memory.usage", "where": where("state", "used")}
-    power = {"metric": "hw.host.power"}
-    return {
-        "interval_seconds": interval_seconds,
-        "window_rows": window_rows,
-        "columns": {
-            "power_consumption": {"unit": "W", "sources": [{"terms": [power]}]},
-            "cpu_usage": {
-                "unit": "%",
-                "sources": [{"terms": [idle], "plus": 1, "multiply_by": 100}],
-            },
-            "memory_usage": {
-                "unit": "MiB",
-                "sources": [{"terms": [used], "divide_by": 1048576}],
-            },
-        },
-    }
+    # The bridge's own columns take what the host sends, as they take it from a Collector.
+    bridge = {"interval_seconds": sampling, "window_rows": rows}
+    return Source("host", (node,), (), sampling, bridge)
 
 
 def up(options: Options) -> int:
