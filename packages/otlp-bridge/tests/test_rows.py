@@ -26,7 +26,7 @@ def convert(config):
 
     def convert(export: Any, text: str = "") -> tuple[dict[float, dict[str, float]], dict]:
         converter = Converter(config(text) if text else default_config())
-        converted = converter.convert(export.request.SerializeToString())
+        converted = converter.convert(export.request)
         rows = converted.rows.get("a")
         found = {}
         if rows is not None:
@@ -76,9 +76,7 @@ def test_whole_microwatts_become_the_watts_that_a_person_would_write(microwatts)
     resource.resource.attributes.add(key="host.name").value.string_value = "a"
     metric = resource.scope_metrics.add().metrics.add(name=POWER)
     metric.gauge.data_points.add(time_unix_nano=START, as_int=microwatts)
-    watts = (
-        Converter(default_config()).convert(request.SerializeToString()).rows["a"].values_tf[0, 0]
-    )
+    watts = Converter(default_config()).convert(request).rows["a"].values_tf[0, 0]
     whole, rest = divmod(microwatts, 10**6)
     assert watts == float(f"{whole}.{rest:06}")
 
@@ -206,7 +204,7 @@ def test_resources_that_do_not_match_are_for_others(config, export):
     text = "resources: [{attribute: env, equals: edge}]\n" + columns(c="{terms: [{metric: m}]}")
     batch = export(env="edge").gauge("m", (0, 1.0))
     batch.resource("b", env="cloud").gauge("m", (0, 1.0)).resource("c").gauge("m", (0, 1.0))
-    converted = Converter(config(text)).convert(batch.request.SerializeToString())
+    converted = Converter(config(text)).convert(batch.request)
     assert list(converted.rows) == ["a"]
     assert converted.unmatched_resources == 2
     assert not converted.rejected
@@ -215,7 +213,7 @@ def test_resources_that_do_not_match_are_for_others(config, export):
 def test_the_node_may_be_named_by_another_attribute(config, export):
     text = "node_attribute: service.instance.id\n" + columns(c="{terms: [{metric: m}]}")
     batch = export(None, **{"service.instance.id": "n1"}).gauge("m", (0, 1.0))
-    assert list(Converter(config(text)).convert(batch.request.SerializeToString()).rows) == ["n1"]
+    assert list(Converter(config(text)).convert(batch.request).rows) == ["n1"]
 
 
 @pytest.mark.parametrize("attributes", [{}, {"host.name": ""}, {"host.name": 7}])
@@ -307,7 +305,7 @@ def test_points_in_any_order_are_rows_in_order_of_time(values, random):
     metric = resource.scope_metrics.add().metrics.add(name="hw.host.power")
     for step, value in order:
         metric.gauge.data_points.add(time_unix_nano=START + 3 * step * SECOND, as_double=value)
-    rows = Converter(default_config()).convert(request.SerializeToString()).rows["a"]
+    rows = Converter(default_config()).convert(request).rows["a"]
     assert [(t - START) / SECOND / 3 for t in rows.times_ns_t.tolist()] == sorted(values)
     assert rows.values_tf[:, 0].tolist() == [values[step] for step in sorted(values)]
     assert rows.points_t.tolist() == [1] * len(values)

@@ -123,7 +123,10 @@ class BridgeConfig(_Model):
     """A row's time is its points' time rounded down to this."""
     window_rows: Whole = Field(default=300, ge=1, le=ROWS_MAX)
     """Rows that a node's window holds."""
-    columns: dict[Text, Column] = Field(min_length=1, max_length=COLUMNS_MAX)
+    columns: dict[Text, Column] = Field(
+        default_factory=lambda: default_config().columns, min_length=1, max_length=COLUMNS_MAX
+    )
+    """By name; the packaged ones where a file names none."""
 
     @property
     def metrics(self) -> frozenset[str]:

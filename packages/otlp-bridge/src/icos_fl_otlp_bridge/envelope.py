@@ -7,6 +7,7 @@ them would cost several times what is done with the others.
 from typing import Any, Final
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.common.v1 import common_pb2
 from opentelemetry.proto.metrics.v1.metrics_pb2 import Metric
 from opentelemetry.proto.resource.v1 import resource_pb2
@@ -16,10 +17,15 @@ _SCOPE: Final = common_pb2.InstrumentationScope.DESCRIPTOR.full_name
 _RESOURCE: Final = resource_pb2.Resource.DESCRIPTOR.full_name
 # Names and numbers of OTLP's fields, and the messages that they hold; None is plain bytes.
 _MESSAGES: Final[dict[str, list[tuple[str, int, bool, str | None]]]] = {
-    "ScopeMetrics": [("scope", 1, False, _SCOPE), ("metrics", 2, True, None)],
+    "ScopeMetrics": [
+        ("scope", 1, False, _SCOPE),
+        ("metrics", 2, True, None),
+        ("schema_url", 3, False, None),
+    ],
     "ResourceMetrics": [
         ("resource", 1, False, _RESOURCE),
         ("scope_metrics", 2, True, f"{_PACKAGE}.ScopeMetrics"),
+        ("schema_url", 3, False, None),
     ],
     "Request": [("resource_metrics", 1, True, f"{_PACKAGE}.ResourceMetrics")],
 }
@@ -48,12 +54,34 @@ def _request_class() -> Any:
     return message_factory.GetMessageClass(found)
 
 
-Request: Final = _request_class()
-"""ExportMetricsServiceRequest, but that ``ScopeMetrics.metrics`` are bytes."""
+_Request: Final = _request_class()
 
 
-def name_of(metric: bytes) -> bytes:
-    """The name of a serialized Metric. Raises DecodeError if it is none.
+def parse(serialized: bytes, wanted: frozenset[str]) -> ExportMetricsServiceRequest:
+    """The request as if it had only the *wanted* metrics. Raises DecodeError.
+
+    A metric that is not wanted is not looked into: that it could not be parsed stays unnoticed.
+    """
+    names = {name.encode(errors="surrogatepass") for name in wanted}
+    request = ExportMetricsServiceRequest()
+    for enveloped in _Request.FromString(serialized).resource_metrics:
+        resource_metrics = request.resource_metrics.add(schema_url=enveloped.schema_url)
+        if enveloped.HasField("resource"):
+            resource_metrics.resource.CopyFrom(enveloped.resource)
+        for enveloped_scope in enveloped.scope_metrics:
+            scope_metrics = resource_metrics.scope_metrics.add(
+                schema_url=enveloped_scope.schema_url
+            )
+            if enveloped_scope.HasField("scope"):
+                scope_metrics.scope.CopyFrom(enveloped_scope.scope)
+            for metric in enveloped_scope.metrics:
+                if _name_of(metric) in names:
+                    scope_metrics.metrics.add().MergeFromString(metric)
+    return request
+
+
+def _name_of(metric: bytes) -> bytes:
+    """The name of a serialized Metric.
 
     Encoders begin with the name, as it is the first field: tag, length, then its bytes. Whatever
     begins otherwise is parsed.

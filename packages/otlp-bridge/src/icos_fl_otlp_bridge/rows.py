@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import KeyValue
 from opentelemetry.proto.metrics.v1.metrics_pb2 import (
     AGGREGATION_TEMPORALITY_UNSPECIFIED,
@@ -15,7 +16,6 @@ from opentelemetry.proto.metrics.v1.metrics_pb2 import (
     NumberDataPoint,
 )
 
-from icos_fl_otlp_bridge import envelope
 from icos_fl_otlp_bridge.config import BridgeConfig, Combine, Source, Term
 
 NO_RECORDED_VALUE: Final = 1
@@ -75,16 +75,12 @@ class Converter:
             ]
             for of in (column.sources for column in config.columns.values())
         ]
-        self._terms: dict[bytes, _Terms] = {}
+        self._terms: dict[str, _Terms] = {}
         for term, number in numbers.items():
-            self._terms.setdefault(_wire_name(term), _Terms()).add(number, term)
+            self._terms.setdefault(term.metric, _Terms()).add(number, term)
 
-    def convert(self, serialized: bytes) -> Converted:
-        """Rows by node and refused points of a serialized ExportMetricsServiceRequest.
-
-        Metrics that no column names are neither. Raises DecodeError.
-        """
-        request = envelope.Request.FromString(serialized)
+    def convert(self, request: ExportMetricsServiceRequest) -> Converted:
+        """Rows by node, and refused points. Metrics that no column names are neither."""
         converted = Converted()
         cells: dict[str, _Cells] = defaultdict(_Cells)
         for resource_metrics in request.resource_metrics:
@@ -96,11 +92,10 @@ class Converter:
             named = isinstance(node, str) and node != ""
             resource_key = _key(attributes)
             for scope_metrics in resource_metrics.scope_metrics:
-                for serialized_metric in scope_metrics.metrics:
-                    terms = self._terms.get(envelope.name_of(serialized_metric))
+                for metric in scope_metrics.metrics:
+                    terms = self._terms.get(metric.name)
                     if terms is None:
                         continue
-                    metric = Metric.FromString(serialized_metric)
                     if named:
                         series = (resource_key, scope_metrics.scope.name)
                         self._collect(metric, terms, series, cells[str(node)], converted.rejected)
@@ -164,11 +159,6 @@ class Converter:
         rows, reported = there.any(axis=1), there.any(axis=0)
         columns = tuple(n for n, has in zip(self.columns, reported, strict=True) if has)
         return NodeRows(columns, times[rows], values[rows][:, reported], kept[rows])
-
-
-def _wire_name(term: Term) -> bytes:
-    # A name that no UTF-8 can spell is in no request.
-    return term.metric.encode(errors="surrogatepass")
 
 
 def _number(term: Term, numbers: dict[Term, int]) -> int:

@@ -12,10 +12,11 @@ from grpc_status import rpc_status
 from icos_fl_timeseries_store import InvalidRows, Store, StoreError, Window
 from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
+    ExportMetricsServiceRequest,
     ExportMetricsServiceResponse,
 )
 
-from icos_fl_otlp_bridge import rows
+from icos_fl_otlp_bridge import envelope, rows
 from icos_fl_otlp_bridge.config import BridgeConfig
 
 RETRY_SECONDS = 5
@@ -34,13 +35,12 @@ class Bridge:
         self._converter = rows.Converter(config)
         self._windows: dict[str, Window] = {}
 
-    def export(self, serialized: bytes) -> Counter[str]:
-        """Store the rows of a serialized request; return the rejected points by reason.
+    def export(self, request: ExportMetricsServiceRequest) -> Counter[str]:
+        """Store the request's rows; return the rejected points by reason.
 
-        Raises DecodeError; and StoreUnavailable: the same request may then be sent again,
-        whatever of it was stored.
+        Raises StoreUnavailable; the same request may then be sent again, whatever of it was stored.
         """
-        converted = self._converter.convert(serialized)
+        converted = self._converter.convert(request)
         rejected = converted.rejected
         if converted.unmatched_resources:
             log.debug("resources for others", count=converted.unmatched_resources)
@@ -94,7 +94,8 @@ class MetricsServicer:
     ) -> ExportMetricsServiceResponse:
         """Answer one export."""
         try:
-            rejected = self._bridge().export(serialized)
+            request = envelope.parse(serialized, self._metrics)
+            rejected = self._bridge().export(request)
         except DecodeError:
             context.abort_with_status(rpc_status.to_status(_undecodable(len(serialized))))
             raise
