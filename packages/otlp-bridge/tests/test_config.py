@@ -28,6 +28,12 @@ def test_what_is_left_out_has_its_default(config):
     )
 
 
+def test_a_file_without_columns_has_the_packaged_columns(config):
+    loaded = config("interval_seconds: 5\n")
+    assert loaded.interval_seconds == 5
+    assert loaded.columns == default_config().columns
+
+
 def test_case_14_1e6_is_a_million(config):
     assert config("window_rows: 1e6\n" + COLUMN).window_rows == 1_000_000
 
