@@ -155,18 +155,26 @@ class Learner:
         try:
             with connect(self.node.store) as store:
                 for metric, weights in received.items():
-                    # Weights that do not fit would break every forecast to come.
-                    load_weights(build_model(self.run, metric), weights)
-                    store.model_state(self.node.node_name, metric).put(
-                        ModelVersion(
-                            round=model_round,
-                            weights=weights,
-                            config=self.run.model_config_of(metric),
-                            metadata={"created-unix-s": time.time()},
+                    if self._fits(metric, weights):
+                        store.model_state(self.node.node_name, metric).put(
+                            ModelVersion(
+                                round=model_round,
+                                weights=weights,
+                                config=self.run.model_config_of(metric),
+                                metadata={"created-unix-s": time.time()},
+                            )
                         )
-                    )
-        except (StoreError, WrongWeights, models.ModelError) as error:
+        except StoreError as error:
             log.warning("global model not kept", node=self.node.node_name, error=str(error))
+
+    def _fits(self, metric: str, weights: Weights) -> bool:
+        """Weights that do not fit would break every forecast to come."""
+        try:
+            load_weights(build_model(self.run, metric), weights)
+        except (WrongWeights, models.ModelError) as error:
+            log.warning("global model does not fit", metric=metric, error=str(error))
+            return False
+        return True
 
     def _fetch(self, metric: str) -> Sequences:
         if metric not in self._sequences:
