@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -12,7 +13,7 @@ import pytest
 from icos_fl.processor.v1 import processor_service_pb2 as pb
 from icos_fl.processor.v1 import processor_service_pb2_grpc as pb_grpc
 from icos_fl_client.processor_client import ProcessorClient
-from icos_fl_timeseries_store import StoreSettings
+from icos_fl_timeseries_store import StoreSettings, connect
 from icos_fl_timeseries_store.testing import running_store
 
 SECOND = 1_000_000_000
@@ -175,6 +176,7 @@ def processor(address: str) -> Iterator[ProcessorClient]:
 @pytest.fixture(scope="session")
 def dataclay(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StoreSettings]:
     with running_store(tmp_path_factory.mktemp("store")) as settings:
+        connect(settings).close()  # ready, not only listening
         yield settings
 
 
@@ -187,6 +189,25 @@ def wave() -> Callable[..., np.ndarray]:
         return 50 + 10 * np.sin(np.arange(count) / 5) + noise
 
     return make
+
+
+@pytest.fixture
+def own_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A module of the user's: factories of models that repeat the last value, or go above it."""
+    (tmp_path / "a_model_of_ones_own.py").write_text(
+        "import torch\n"
+        "class Repeat(torch.nn.Module):\n"
+        "    def __init__(self, horizon, rise):\n"
+        "        super().__init__()\n"
+        "        self.horizon, self.rise = horizon, rise\n"
+        "    def forward(self, x):\n"
+        "        return x[:, -1:, 0].expand(-1, self.horizon) + self.rise\n"
+        "def repeat(*, horizon, **_): return Repeat(horizon, 0.0)\n"
+        "def rise(*, horizon, **_): return Repeat(horizon, 1.0)\n"
+        "def fall(*, horizon, **_): return Repeat(horizon, -1.0)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return "a_model_of_ones_own"
 
 
 @pytest.fixture

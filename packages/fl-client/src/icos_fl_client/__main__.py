@@ -37,7 +37,7 @@ def _answer(arguments: argparse.Namespace) -> dict[str, Any]:
 
     with (
         connect(store_settings(arguments.store)) as store,
-        ProcessorClient(arguments.processor) as processor,
+        ProcessorClient(arguments.processor, wait_for_ready=False) as processor,
     ):
         nodes = arguments.node or processor.nodes()
         metrics = arguments.metric or _columns(store, nodes)

@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
+from typing import Any
 
 import grpc
 import numpy as np
@@ -55,13 +56,22 @@ class Query:
 class ProcessorClient:
     """A connection to the processor at host:port. Close it, or use it as a context manager.
 
-    Every call has a deadline, and raises NoSequences for what the node does not have or
+    Every call has a deadline, until which it waits for a processor that is not there unless
+    *wait_for_ready* is false, and raises NoSequences for what the node does not have or
     ProcessorUnavailable.
     """
 
-    def __init__(self, address: str, deadline_seconds: float = DEADLINE_SECONDS) -> None:
+    def __init__(
+        self,
+        address: str,
+        deadline_seconds: float = DEADLINE_SECONDS,
+        wait_for_ready: bool = True,
+    ) -> None:
         self._address = address
-        self._deadline_seconds = deadline_seconds
+        self._call: dict[str, Any] = {
+            "timeout": deadline_seconds,
+            "wait_for_ready": wait_for_ready,
+        }
         self._channel = grpc.insecure_channel(
             address, options=[("grpc.max_receive_message_length", MESSAGE_BYTES_MAX)]
         )
@@ -70,18 +80,14 @@ class ProcessorClient:
     def nodes(self) -> list[str]:
         """The nodes that have a window."""
         with self._errors():
-            answer = self._stub.ListNodes(
-                pb.ListNodesRequest(), timeout=self._deadline_seconds, wait_for_ready=True
-            )
+            answer = self._stub.ListNodes(pb.ListNodesRequest(), **self._call)
             return list(answer.nodes)
 
     def train_sequences(self, query: Query) -> int:
         """How many training sequences there are. Raises NoSequences, with the reason, for none."""
         with self._errors():
             answer = self._stub.DescribeWindow(
-                pb.DescribeWindowRequest(series=query.series()),
-                timeout=self._deadline_seconds,
-                wait_for_ready=True,
+                pb.DescribeWindowRequest(series=query.series()), **self._call
             )
         if not answer.train_sequences:
             raise NoSequences(answer.reason)
@@ -91,9 +97,7 @@ class ProcessorClient:
         """All sequences of both parts, rows joined to runs again."""
         with self._errors():
             parts = self._stub.GetSequences(
-                pb.GetSequencesRequest(series=query.series()),
-                timeout=self._deadline_seconds,
-                wait_for_ready=True,
+                pb.GetSequencesRequest(series=query.series()), **self._call
             )
             header = next(parts).header
             interval_ns = header.interval.ToNanoseconds()
@@ -113,11 +117,7 @@ class ProcessorClient:
     def latest(self, query: Query) -> Latest:
         """The newest ``lookback`` steps."""
         with self._errors():
-            answer = self._stub.GetLatest(
-                pb.GetLatestRequest(series=query.series()),
-                timeout=self._deadline_seconds,
-                wait_for_ready=True,
-            )
+            answer = self._stub.GetLatest(pb.GetLatestRequest(series=query.series()), **self._call)
         return Latest(
             rows_lf=_rows(answer.rows, len(answer.columns)),
             scale=_scale(answer.columns),
