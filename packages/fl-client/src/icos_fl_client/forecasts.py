@@ -266,10 +266,15 @@ def _known_quantiles(scaled_nh: Array, known_b: NDArray[np.int64], horizon: int)
 
 
 def _quantiles(scaled_bmh: Array, horizon: int) -> Array:
-    """Quantiles (b, q, h) over the m errors of each of b origins; NaN for too few of them."""
+    """Quantiles (b, q, h) over the m errors of each of b origins; NaN for too few of them.
+
+    Where all recent errors lie on one side, the interval still reaches to the forecast itself.
+    """
     if scaled_bmh.shape[1] < ERRORS_MIN:
         return np.full((len(scaled_bmh), len(LEVELS_Q), horizon), np.nan)
-    return np.asarray(np.quantile(scaled_bmh, LEVELS_Q, axis=1)).transpose(1, 0, 2)
+    bounds_bqh = np.asarray(np.quantile(scaled_bmh, LEVELS_Q, axis=1)).transpose(1, 0, 2)
+    below_q = (LEVELS_Q < 0.5)[:, None]
+    return np.where(below_q, np.minimum(bounds_bqh, 0.0), np.maximum(bounds_bqh, 0.0))
 
 
 def _covered(errors_nh: Array, bounds_nqh: Array, low: int, high: int) -> float:
