@@ -5,11 +5,13 @@ from pathlib import Path
 import structlog
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
+from icos_fl_timeseries_store import logs
 
 from icos_fl_server.checkpoints import Checkpoints
 from icos_fl_server.errors import ServerError
 from icos_fl_server.federation import Federation
 from icos_fl_server.history import History
+from icos_fl_server.model_state import ModelStates
 from icos_fl_server.settings import RunConfig, parse
 from icos_fl_server.tracking import Tracking
 
@@ -21,6 +23,7 @@ log = structlog.get_logger()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run the federation that the run configuration asks for."""
+    logs.configure()
     raw = context.run_config
     folder = Path(str(raw.get("result-dir", RunConfig.model_fields["result_dir"].default)))
     history = History(folder, str(context.run_id))
@@ -30,7 +33,8 @@ def main(grid: Grid, context: Context) -> None:
         history.plan(config.metric, config.num_server_rounds)
         tracking = Tracking(config.metric, dict(raw), enabled=config.use_wandb)
         checkpoints = Checkpoints(folder / "checkpoints", raw)
-        Federation(grid, config, history, checkpoints, tracking).run()
+        states = ModelStates(config.store, raw)
+        Federation(grid, config, history, checkpoints, tracking, states).run()
     except BaseException as error:
         known = isinstance(error, ServerError)
         reason = str(error) if known else f"{type(error).__name__}: {error}"

@@ -2,7 +2,6 @@
 
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,16 +22,17 @@ ROUNDS_KEPT = 5
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Write *data* so that a crash leaves the old file or the new one. Raises ServerError."""
+    temporary = path.with_name(f".{path.name}.new")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+        with temporary.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        Path(file.name).replace(path)
+        temporary.replace(path)
     except OSError as error:
         raise ServerError(
-            f"result folder {path.parent} cannot be written by uid {os.getuid()}: {error.strerror}"
+            f"result-dir: {path} cannot be written by uid {os.getuid()}: {error.strerror}"
         ) from None
 
 
@@ -57,7 +57,9 @@ class Checkpoints:
         folder = self._folder / metric
         write_atomically(folder / f"round-{checkpoint.round:05d}.safetensors", data)
         write_atomically(folder / "latest.safetensors", data)
-        for old in sorted(folder.glob("round-*.safetensors"))[:-ROUNDS_KEPT]:
+        # By age, not by number: an earlier run in the same folder may have gone further.
+        files = sorted(folder.glob("round-*.safetensors"), key=lambda file: file.stat().st_mtime_ns)
+        for old in files[:-ROUNDS_KEPT]:
             old.unlink()
 
     def save_best(self, metric: str, checkpoint: Checkpoint) -> None:
@@ -76,35 +78,40 @@ class Checkpoints:
         return packed
 
 
-def load_latest(folder: Path, metric: str) -> Checkpoint | None:
-    """The latest checkpoint of *metric* in a run's result folder, or in its checkpoints folder.
+def load_run(folder: Path, metrics: tuple[str, ...]) -> dict[str, Checkpoint]:
+    """The latest checkpoints in a run's result folder, or in its checkpoints folder, by metric.
 
-    None if the metric has none there. Raises ServerError for a folder or a file that is no such.
+    A metric without one is left out. Raises ServerError if there is none at all, or for a file
+    that is no checkpoint.
     """
     inner = folder / "checkpoints"
     base = inner if inner.is_dir() else folder
     if not base.is_dir():
         raise ServerError(f"resume={folder}: no such folder")
-    path = base / metric / "latest.safetensors"
-    if not path.exists():
-        return None
+    paths = {metric: base / metric / "latest.safetensors" for metric in metrics}
+    found = {metric: _load(path) for metric, path in paths.items() if path.exists()}
+    if not found:
+        raise ServerError(f"resume={folder}: no checkpoint of {', '.join(metrics)} in it")
+    return found
+
+
+def _load(path: Path) -> Checkpoint:
     try:
         with safe_open(path, "np") as file:
             metadata = file.metadata() or {}
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         return Checkpoint(int(metadata["round"]), weights)
     except (SafetensorError, OSError, KeyError, ValueError) as error:
-        raise ServerError(f"{path} is not a checkpoint: {error}") from None
+        raise ServerError(f"resume: {path} is not a checkpoint: {error}") from None
 
 
-def check_shapes(what: str, given: Weights, expected: Weights) -> None:
-    """Raises ServerError naming the first tensor of *given* that differs from *expected*."""
+def difference(given: Weights, expected: Weights) -> str:
+    """The first tensor of *given* whose shape is not that of *expected*; empty if there is none."""
     for name in [*expected, *given]:
         shapes = [
             "none" if name not in weights else str(tuple(weights[name].shape))
             for weights in (given, expected)
         ]
         if shapes[0] != shapes[1]:
-            raise ServerError(
-                f"{what}: tensor {name!r} has shape {shapes[0]}, the nodes' model has {shapes[1]}"
-            )
+            return f"tensor {name!r} has shape {shapes[0]}, the nodes' model has {shapes[1]}"
+    return ""

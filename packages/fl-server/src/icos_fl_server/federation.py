@@ -3,7 +3,7 @@
 import math
 import random
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,9 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricReco
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 from icos_fl.federation.v1 import records
-from icos_fl_timeseries_store import ModelVersion, StoreError, connect
 
 from icos_fl_server import nodes, strategies
-from icos_fl_server.checkpoints import Checkpoint, Checkpoints, Weights, check_shapes, load_latest
+from icos_fl_server.checkpoints import Checkpoint, Checkpoints, Weights, difference, load_run
 from icos_fl_server.errors import ServerError
 from icos_fl_server.history import Facts, History
 from icos_fl_server.messages import (
@@ -29,10 +28,17 @@ from icos_fl_server.messages import (
     request,
     to_record,
 )
+from icos_fl_server.model_state import ModelStates
 from icos_fl_server.settings import RunConfig
 from icos_fl_server.tracking import Tracking
+from icos_fl_server.usable import Sorted, extras, sort_reply, weighted
 
 TTL_SLACK_SECONDS = 60.0
+
+ROUNDS_BELOW_MAX = 3
+"""Rounds in a row with fewer usable nodes than the minimum, until the run ends."""
+
+Answers = dict[int, Reply | Failure]
 
 log = structlog.get_logger()
 
@@ -47,6 +53,10 @@ class Model:
     """That made these weights; counts on where a run resumes."""
     best_loss: float = math.inf
 
+    @property
+    def checkpoint(self) -> Checkpoint:
+        return Checkpoint(self.round, self.weights)
+
 
 class Federation:
     """One run. Whatever ends it early is a ServerError."""
@@ -58,351 +68,361 @@ class Federation:
         history: History,
         checkpoints: Checkpoints,
         tracking: Tracking,
+        states: ModelStates,
     ) -> None:
         self._grid = grid
         self._config = config
         self._history = history
         self._checkpoints = checkpoints
         self._tracking = tracking
-        self._names: dict[int, str] = {}
-        self._offers: dict[int, dict[str, int]] = {}
+        self._states = states
+        self._roster = nodes.Roster()
         self._models: dict[str, Model] = {}
         self._first_round = 0
         self._choose = random.Random(config.seed)  # noqa: S311 - which nodes is no secret
         self._told: set[tuple[str, str]] = set()
-        self._minimum = max(config.min_fit_clients, strategies.NODES_MIN.get(config.strategy, 1))
+        self._strategy_minimum = strategies.NODES_MIN.get(config.strategy, 1)
+        self._minimum = max(config.min_fit_clients, self._strategy_minimum)
+        self._rounds_below = 0
 
     def run(self) -> None:
         """All rounds, and the evaluation of the last one."""
-        ids = nodes.wait_for_nodes(
-            self._grid, self._config.min_available_clients, self._config.node_timeout
-        )
-        self._meet(ids, at_start=True)
+        config = self._config
+        resumed = load_run(Path(config.resume), config.metric) if config.resume else {}
+        needed = max(config.min_available_clients, self._minimum + bool(config.server_node))
+        ids = nodes.wait_for_nodes(self._grid, needed, config.node_timeout)
+        self._begin(self._introduce(ids), resumed)
         last: Facts | None = None
-        aggregated = False
-        for number in range(1, self._config.num_server_rounds + 1):
-            last, finished = self._round(number, last)
-            aggregated |= finished
+        for number in range(1, config.num_server_rounds + 1):
+            last = self._round(number, last)
         self._judge_last(last)
-        if not aggregated:
-            raise ServerError(f"no round had anything to learn from; {self._last_reason()}")
+        rounds = self._history.facts["rounds"]
+        if all(entry["state"] == "skipped" for entry in rounds):
+            raise ServerError(f"no round had anything to learn from: {rounds[-1]['reason']}")
 
-    def _meet(self, ids: Iterable[int], *, at_start: bool) -> None:
-        """Ask nodes for their names, what they can learn from, and at the start for weights."""
-        strangers = [node_id for node_id in ids if node_id not in self._names]
-        if not strangers:
-            return
+    # Meeting nodes
+
+    def _introduce(self, ids: Iterable[int]) -> dict[str, Reply]:
+        """Ask nodes for their names and for what they can learn; who is silent is left out."""
+        seconds = min(self._config.node_timeout, self._config.round_timeout)
+        answers = exchange(self._grid, [self._query(i) for i in ids], seconds)
+        return self._admit(answers)
+
+    def _query(self, node_id: int) -> Message:
         config = {"server-round": 0, "model-round": 0, "metrics": list(self._config.metric)}
-        answers = self._exchange(
-            [self._request(MessageType.QUERY, node_id, config, {}) for node_id in strangers]
-        )
+        return self._request(MessageType.QUERY, node_id, config, {})
+
+    def _admit(self, answers: Answers) -> dict[str, Reply]:
+        """Who said a name of its own takes part from now on; the others' causes are kept."""
+        connected = set(self._grid.get_node_ids()) | answers.keys()
         replies: dict[str, Reply] = {}
         for node_id, answer in answers.items():
             if isinstance(answer, Failure):
-                self._tell(str(node_id), answer.cause)
-                self._history.node(str(node_id), {}, answer.cause)
-                continue
-            if at_start and answer.name in replies:
+                name, offer, cause = f"id {node_id}", {}, answer.cause
+            elif self._roster.admit(node_id, answer, connected):
+                name, offer = answer.name, self._roster.offers[answer.name]
+                cause = "; ".join(dict.fromkeys(answer.causes.values()))
+                replies[name] = answer
+            elif not self._models:
                 raise ServerError(f"two nodes are named {answer.name!r}: names must differ")
-            for old in [i for i, name in self._names.items() if name == answer.name]:
-                del self._names[old]  # a SuperNode that was started again has a new id
-            replies[answer.name] = answer
-            self._names[node_id] = answer.name
-            offer = {m: int(t.get(records.NUM_EXAMPLES, 0)) for m, t in answer.train.items()}
-            self._offers[node_id] = offer
-            cause = "; ".join(answer.causes.values())
-            self._history.node(answer.name, offer, cause)
-            if cause:
-                self._tell(answer.name, cause)
+            else:
+                cause = f"another node is named {answer.name!r}"
+                name, offer = f"id {node_id}", {}
+            self._history.node(name, offer, cause)
+            self._tell(name, cause)
         self._history.write()
-        if at_start:
-            self._take_first_weights(replies)
+        return replies
 
-    def _take_first_weights(self, replies: dict[str, Reply]) -> None:
-        """From the node that comes first by name, so that a run can be repeated."""
+    def _begin(self, replies: dict[str, Reply], resumed: Mapping[str, Checkpoint]) -> None:
+        """First weights of every metric. Raises ServerError for what no round could mend."""
+        server = self._config.server_node
+        if server and server not in replies:
+            names = ", ".join(sorted(replies)) or "none"
+            raise ServerError(f"server-node={server!r}: no such node; there are {names}")
         for metric in self._config.metric:
-            having = [name for name in sorted(replies) if metric in replies[name].weights]
+            having = sorted(name for name in replies if metric in replies[name].weights)
             if not having:
-                causes = {reply.causes.get(metric) for reply in replies.values()} - {None}
-                why = "; ".join(sorted(map(str, causes))) or "no node answered"
-                raise ServerError(f"no node can learn {metric!r}: {why}")
-            weights = replies[having[0]].weights[metric]
-            number = 0
-            resumed = None
-            if self._config.resume:
-                resumed = load_latest(Path(self._config.resume), metric)
-            if resumed is not None:
-                check_shapes(f"checkpoint of {metric}", resumed.weights, weights)
-                weights, number = resumed.weights, resumed.round
+                raise ServerError(f"no node can learn {metric!r}; {self._offers(replies)}")
+            learners = [name for name in having if name != server]
+            if len(learners) < self._strategy_minimum:
+                raise ServerError(
+                    f"strategy {self._config.strategy} needs {self._strategy_minimum} nodes, "
+                    f"{len(learners)} can learn {metric!r}"
+                )
+            # From the node that comes first by name, so that a run can be repeated.
+            weights, number = replies[having[0]].weights[metric], 0
+            if metric in resumed:
+                if cause := difference(resumed[metric].weights, weights):
+                    raise ServerError(f"resume: checkpoint of {metric}: {cause}")
+                weights, number = resumed[metric].weights, resumed[metric].round
                 log.info("resumed", metric=metric, round=number)
             strategy = strategies.make(self._config.strategy, self._config.proximal_mu)
             self._models[metric] = Model(strategy, weights, number)
             self._first_round = max(self._first_round, number)
 
-    def _round(self, number: int, before: Facts | None) -> tuple[Facts, bool]:
-        """One round; evaluation of the weights that it begins with goes to *before*."""
-        entry = self._history.begin_round(number)
-        self._meet(self._grid.get_node_ids(), at_start=False)
-        messages, train_ids = self._configure(number)
-        if len(train_ids) < self._minimum:
-            raise ServerError(
-                f"round {number}: {self._minimum} nodes are needed to train, "
-                f"{len(train_ids)} are connected"
-            )
-        answers = self._exchange(messages)
-        self._judge(before, answers)
-        usable = self._usable(entry, answers, train_ids)
-        self._stop_below_minimum(entry, train_ids)
-        self._aggregate(entry, number, usable)
-        if entry["metrics"]:
-            self._history.end_round(entry, "finished")
-        else:
-            reason = "; ".join(f"{n}: {f['cause']}" for n, f in entry["nodes"].items())
-            self._history.end_round(entry, "skipped", reason or "no node had anything to train on")
-            log.warning("round skipped", round=number, reason=entry["reason"])
-        return entry, bool(entry["metrics"])
+    def _offers(self, replies: dict[str, Reply]) -> str:
+        """What the nodes that were asked can do, or why they did not answer."""
+        if not replies:
+            facts = self._history.facts["nodes"]
+            return "; ".join(f"{name}: {node['cause']}" for name, node in facts.items())
+        return "; ".join(
+            f"{name} offers {', '.join(sorted(reply.weights)) or 'none of the metrics'}"
+            + "".join(f" ({cause})" for cause in dict.fromkeys(reply.causes.values()))
+            for name, reply in sorted(replies.items())
+        )
 
-    def _configure(self, number: int) -> tuple[list[Message], list[int]]:
-        """One message a node: to train, to judge, or both."""
-        config = self._config
-        connected = [i for i in sorted(self._grid.get_node_ids()) if i in self._names]
-        server = [i for i in connected if self._names[i] == config.server_node]
-        others = [i for i in connected if i not in server]
-        train_ids = nodes.sample(others, config.fraction_fit, self._minimum, self._choose)
-        judge_ids = {*server}
-        if config.fraction_evaluate > 0:
-            judge_ids.update(
-                nodes.sample(
-                    others, config.fraction_evaluate, config.min_evaluate_clients, self._choose
+    def _present(self) -> tuple[list[int], list[int]]:
+        """Connected nodes that have said who they are, and those that have not.
+
+        Waits for enough of the former. Raises ServerError after node-timeout.
+        """
+        deadline = time.monotonic() + self._config.node_timeout
+        asked: set[int] = set()
+        while True:
+            connected = sorted(self._grid.get_node_ids())
+            known = self._roster.known(connected)
+            strangers = [i for i in connected if i not in known]
+            if len(self._learners(known)) >= self._minimum:
+                return known, strangers
+            if new := [i for i in strangers if i not in asked]:
+                asked.update(new)
+                self._introduce(new)
+            elif time.monotonic() >= deadline:
+                raise ServerError(
+                    f"{self._minimum} nodes needed to train, {len(self._learners(known))} there "
+                    f"after {self._config.node_timeout:g} s (node-timeout)"
                 )
-            )
-        configs: dict[int, dict[str, Any]] = {i: {} for i in {*train_ids, *judge_ids}}
-        arrays: dict[str, ArrayRecord] = {}
-        for metric, model in self._models.items():
-            arrays[metric] = to_record(model.weights)
-            for message in model.strategy.configure_train(
-                number,
-                arrays[metric],
-                ConfigRecord(),
-                nodes.FixedNodes(train_ids, self._grid),
-            ):
-                strategy_config = message.content.config_records["config"]
-                configs[message.metadata.dst_node_id].update(strategy_config)
-        metrics = list(self._models)
-        messages = []
-        for node_id, node_config in configs.items():
-            trains = node_id in train_ids
-            node_config |= {
-                "server-round": self._first_round + number,
-                "model-round": self._first_round + number - 1,
-                "metrics": metrics,
-                "train-metrics": metrics if trains else [],
-                "evaluate-metrics": metrics if node_id in judge_ids else [],
-            }
-            kind = MessageType.TRAIN if trains else MessageType.EVALUATE
-            messages.append(self._request(kind, node_id, node_config, arrays))
-        return messages, train_ids
+            else:
+                time.sleep(nodes.LOOK_SECONDS)
 
-    def _usable(
-        self, entry: Facts, answers: dict[int, Reply | Failure], train_ids: list[int]
+    def _learners(self, ids: Iterable[int]) -> list[int]:
+        """The node at the server never trains."""
+        return [i for i in ids if self._roster.names[i] != self._config.server_node]
+
+    # One round
+
+    def _round(self, number: int, before: Facts | None) -> Facts:
+        """One round; what is said of the weights that it begins with goes to *before*."""
+        entry = self._history.begin_round(number)
+        known, strangers = self._present()
+        learners = self._learners(known)
+        train_ids = nodes.sample(learners, self._config.fraction_fit, self._minimum, self._choose)
+        messages = self._messages(number, train_ids, self._judges(known))
+        asked = {message.metadata.dst_node_id for message in messages}
+        # Who is new is asked along with the others, and trains from the next round on.
+        answers = self._exchange(messages + [self._query(i) for i in strangers])
+        self._judge(before, {i: answers[i] for i in answers if i in asked})
+        usable = self._sort(entry, answers, asked, train_ids)
+        if strangers:
+            self._admit({i: answers[i] for i in strangers})
+        self._conclude(entry, number, usable, train_ids)
+        return entry
+
+    def _judges(self, known: list[int]) -> set[int]:
+        """The node at the server always, and a share of the others."""
+        learners = self._learners(known)
+        judges = set(known) - set(learners)
+        if self._config.fraction_evaluate > 0:
+            share, minimum = self._config.fraction_evaluate, self._config.min_evaluate_clients
+            judges.update(nodes.sample(learners, share, minimum, self._choose))
+        return judges
+
+    def _messages(self, number: int, train_ids: list[int], judges: set[int]) -> list[Message]:
+        """One message a node: to train, to judge, or both."""
+        arrays = {metric: to_record(model.weights) for metric, model in self._models.items()}
+        configs: dict[int, dict[str, Any]] = {i: {} for i in [*train_ids, *sorted(judges)]}
+        chosen = nodes.FixedNodes(train_ids, self._grid)
+        for metric, model in self._models.items():
+            for message in model.strategy.configure_train(
+                number, arrays[metric], ConfigRecord(), chosen
+            ):
+                of_strategy = message.content.config_records["config"]
+                configs[message.metadata.dst_node_id].update(of_strategy)
+        messages = []
+        for node_id, added in configs.items():
+            trains = node_id in train_ids
+            config = added | self._asked(number, trains=trains, judges=node_id in judges)
+            kind = MessageType.TRAIN if trains else MessageType.EVALUATE
+            messages.append(self._request(kind, node_id, config, arrays))
+        return messages
+
+    def _asked(self, number: int, *, trains: bool, judges: bool) -> dict[str, Any]:
+        metrics = list(self._models)
+        return {
+            "server-round": self._first_round + number,
+            "model-round": max(model.round for model in self._models.values()),
+            "metrics": metrics,
+            "train-metrics": metrics if trains else [],
+            "evaluate-metrics": metrics if judges else [],
+        }
+
+    def _sort(
+        self, entry: Facts, answers: Answers, asked: set[int], train_ids: list[int]
     ) -> dict[str, list[tuple[Weights, Numbers]]]:
         """What can be aggregated, by metric; each node's state and cause go into *entry*."""
         usable: dict[str, list[tuple[Weights, Numbers]]] = {m: [] for m in self._models}
-        for node_id in train_ids:
-            answer, name = answers[node_id], self._names[node_id]
+        expected = {metric: model.weights for metric, model in self._models.items()}
+        for node_id in self._roster.known(asked):
+            answer, name = answers[node_id], self._roster.names[node_id]
             if isinstance(answer, Failure):
-                entry["nodes"][name] = {"state": answer.state, "cause": answer.cause}
-                self._tell(name, answer.cause)
-                continue
-            causes: dict[str, str] = {}
-            good = empty = 0
-            for metric in self._models:
-                cause = self._why_unusable(answer, metric)
-                if cause is None:
-                    usable[metric].append((answer.weights[metric], answer.train[metric]))
-                    good += 1
-                elif cause == "":
-                    empty += 1
-                else:
-                    causes[metric] = cause
-            # A node that lacks a metric from the start takes part with those that it has.
-            known = {m for m in causes if m not in self._offers[node_id]}
-            state = "ok" if good else ("no-data" if set(causes) <= known else "unusable")
-            shown = {m: c for m, c in causes.items() if not (good and m in known)}
-            if not good and not shown and empty:
-                shown = {"": "no sequence to train on"}
-            cause_text = "; ".join(dict.fromkeys(shown.values()))
-            entry["nodes"][name] = {"state": state, "cause": cause_text}
-            if cause_text:
-                self._tell(name, cause_text)
+                state, cause = answer.state, answer.cause
+            elif node_id not in train_ids:
+                state, cause = "ok", "; ".join(dict.fromkeys(answer.causes.values()))
+            else:
+                reply = sort_reply(answer, expected)
+                for metric, pair in reply.usable.items():
+                    usable[metric].append(pair)
+                state, cause = reply.state, self._cause(name, reply, extras(answer, expected))
+            entry["nodes"][name] = {"state": state, "cause": cause}
+            self._tell(name, cause)
         return usable
 
-    def _why_unusable(self, reply: Reply, metric: str) -> str | None:
-        """None for usable, nothing for no examples, or the cause."""
-        if metric in reply.causes:
-            return reply.causes[metric]
-        numbers = reply.train.get(metric)
-        if numbers is None:
-            return f"the reply has no record of training {metric}"
-        examples = numbers.get(records.NUM_EXAMPLES)
-        if examples is None or not np.isfinite(examples) or examples < 0:
-            return f"{metric}: {records.NUM_EXAMPLES} is {examples}"
-        if examples == 0:
-            return ""
-        if metric not in reply.weights:
-            return f"the reply has no weights of {metric}"
-        weights = reply.weights[metric]
-        try:
-            check_shapes(f"weights of {metric}", weights, self._models[metric].weights)
-        except ServerError as error:
-            return str(error)
-        bad = [name for name, array in weights.items() if not np.isfinite(array).all()]
-        return f"weights of {metric}: tensor {bad[0]!r} is not finite" if bad else None
+    def _cause(self, name: str, reply: Sorted, left_out: list[str]) -> str:
+        """In one line what is wrong with a node's reply; nothing for what it never offered."""
+        causes = list(reply.unusable.values())
+        if reply.usable:
+            offered = self._roster.offers[name]
+            causes += [c for metric, c in reply.missing.items() if c and metric in offered]
+        elif not reply.unusable:
+            causes += [c or "nothing to train on" for c in reply.missing.values()]
+        causes += [f"{extra} was not asked for and is left out" for extra in left_out]
+        return "; ".join(dict.fromkeys(causes))
 
-    def _stop_below_minimum(self, entry: Facts, train_ids: list[int]) -> None:
-        """Nodes without data are no fault; too few others are the end."""
-        states = [entry["nodes"][self._names[node_id]]["state"] for node_id in train_ids]
-        there = sum(state in ("ok", "no-data") for state in states)
+    def _conclude(
+        self,
+        entry: Facts,
+        number: int,
+        usable: dict[str, list[tuple[Weights, Numbers]]],
+        train_ids: list[int],
+    ) -> None:
+        """Aggregate, or skip the round with its reason: the weights stay, the next one is tried."""
+        of_trained = [entry["nodes"][self._roster.names[i]] for i in train_ids]
+        # A node without data is no fault: it may have some in the next round.
+        there = sum(node["state"] in ("ok", "no-data") for node in of_trained)
+        causes = "; ".join(f"{n}: {f['cause']}" for n, f in entry["nodes"].items() if f["cause"])
         if there < self._minimum:
-            causes = "; ".join(
-                f"{name}: {facts['cause']}"
-                for name, facts in entry["nodes"].items()
-                if facts["state"] not in ("ok", "no-data")
-            )
-            raise ServerError(
-                f"round {entry['round']}: {self._minimum} nodes are needed, {there} answered "
-                f"usably; {causes}"
-            )
+            self._rounds_below += 1
+            reason = f"{self._minimum} nodes needed, {there} usable; {causes}"
+            self._skip(entry, reason)
+            if self._rounds_below == ROUNDS_BELOW_MAX:
+                raise ServerError(f"{ROUNDS_BELOW_MAX} rounds in a row failed: {reason}")
+            return
+        self._rounds_below = 0
+        without = [c for metric in usable if (c := self._aggregate(entry, number, metric, usable))]
+        if entry["metrics"]:
+            self._history.end_round(entry, "finished", "; ".join(without))
+            log.info("round finished", round=number, metrics=entry["metrics"])
+        else:
+            self._skip(entry, causes or "; ".join(without))
+
+    def _skip(self, entry: Facts, reason: str) -> None:
+        self._history.end_round(entry, "skipped", reason)
+        log.warning("round skipped", round=entry["round"], reason=reason)
 
     def _aggregate(
-        self, entry: Facts, number: int, usable: dict[str, list[tuple[Weights, Numbers]]]
-    ) -> None:
-        for metric, model in self._models.items():
-            replies = usable[metric]
-            if len(replies) < strategies.NODES_MIN.get(self._config.strategy, 1):
-                continue
-            arrays, _ = model.strategy.aggregate_train(
-                number, [_as_flower_expects(*reply) for reply in replies]
-            )
-            if arrays is None:
-                continue
-            # Back to the node's own types: a weighted mean of float32 may come out as float64.
-            model.weights = {
-                name: np.asarray(array, model.weights[name].dtype)
-                for name, array in from_record(arrays).items()
-            }
-            model.round = self._first_round + number
-            self._checkpoints.save(metric, Checkpoint(model.round, model.weights))
-            entry["metrics"][metric] = {
-                "train_loss": _weighted([numbers for _, numbers in replies], "train-loss"),
-                "eval_loss": None,
-                "mae": None,
-                "naive_mae": None,
-                "num_examples": int(sum(n[records.NUM_EXAMPLES] for _, n in replies)),
-                "nodes": len(replies),
-            }
+        self,
+        entry: Facts,
+        number: int,
+        metric: str,
+        usable: dict[str, list[tuple[Weights, Numbers]]],
+    ) -> str:
+        """New weights of *metric* into its model; or the reason why there are none."""
+        replies, model = usable[metric], self._models[metric]
+        if len(replies) < self._strategy_minimum:
+            return f"{metric}: {self._strategy_minimum} nodes needed, {len(replies)} usable"
+        messages = [_as_flower_expects(*reply) for reply in replies]
+        arrays, _ = model.strategy.aggregate_train(number, messages)
+        if arrays is None:
+            return f"{metric}: {self._config.strategy} made no weights"
+        # Back to the node's own types: a weighted mean of float32 may come out as float64.
+        weights = {
+            name: np.asarray(array, model.weights[name].dtype)
+            for name, array in from_record(arrays).items()
+        }
+        if not all(np.isfinite(array).all() for array in weights.values()):
+            return f"{metric}: {self._config.strategy} made weights that are not finite"
+        model.weights, model.round = weights, self._first_round + number
+        self._checkpoints.save(metric, model.checkpoint)
+        entry["metrics"][metric] = {
+            "train_loss": weighted([numbers for _, numbers in replies], "train-loss"),
+            "eval_loss": None,
+            "mae": None,
+            "naive_mae": None,
+            "num_examples": int(sum(numbers[records.NUM_EXAMPLES] for _, numbers in replies)),
+            "nodes": len(replies),
+        }
+        return ""
+
+    # What the nodes say of the weights
 
     def _judge_last(self, last: Facts | None) -> None:
-        """Send the final weights once more: to be judged, and to be kept by the nodes."""
-        connected = [i for i in sorted(self._grid.get_node_ids()) if i in self._names]
-        number = self._first_round + self._config.num_server_rounds
-        metrics = list(self._models)
-        judged = metrics if self._config.fraction_evaluate > 0 else []
-        config = {
-            "server-round": number,
-            "model-round": number,
-            "metrics": metrics,
-            "evaluate-metrics": judged,
-        }
+        """Send the final weights once more: to be judged, and to be kept by all nodes."""
+        known = self._roster.known(self._grid.get_node_ids())
+        judges = self._judges(known)
         arrays = {metric: to_record(model.weights) for metric, model in self._models.items()}
-        self._judge(
-            last,
-            self._exchange(
-                [self._request(MessageType.EVALUATE, i, config, arrays) for i in connected]
-            ),
-        )
-        self._history.write()
+        number = self._config.num_server_rounds
+        messages = [
+            self._request(
+                MessageType.EVALUATE,
+                i,
+                self._asked(number, trains=False, judges=i in judges),
+                arrays,
+            )
+            for i in known
+        ]
+        answers = self._exchange(messages)
+        for node_id, answer in answers.items():
+            if isinstance(answer, Failure):
+                self._tell(self._roster.names[node_id], answer.cause)
+        self._judge(last, answers)
 
-    def _judge(self, entry: Facts | None, answers: dict[int, Reply | Failure]) -> None:
+    def _judge(self, entry: Facts | None, answers: Answers) -> None:
         """Put what the nodes say of the weights that they received where it belongs."""
-        if entry is None:
-            return
-        replies = {i: a for i, a in answers.items() if isinstance(a, Reply)}
-        for metric, facts in entry["metrics"].items():
+        for metric, facts in entry["metrics"].items() if entry else ():
             of_nodes: list[Numbers] = []
             of_server: list[Numbers] = []
-            for node_id, reply in replies.items():
-                numbers = reply.evaluate.get(metric)
-                if numbers and numbers.get(records.NUM_EXAMPLES, 0) > 0:
-                    server = self._names.get(node_id) == self._config.server_node
-                    (of_server if server else of_nodes).append(numbers)
+            for node_id, answer in answers.items():
+                if isinstance(answer, Reply) and metric in answer.evaluate:
+                    server = self._roster.names[node_id] == self._config.server_node
+                    (of_server if server else of_nodes).append(answer.evaluate[metric])
+            if len(of_nodes) < self._config.min_evaluate_clients:
+                self._tell(metric, f"{len(of_nodes)} nodes evaluated it, fewer than required")
+                of_nodes = []
             for key in ("eval-loss", "mae", "naive-mae"):
-                facts[key.replace("-", "_")] = _weighted(of_nodes, key)
+                name = key.replace("-", "_")
+                facts[name] = weighted(of_nodes, key)
                 if of_server:
-                    facts[f"server_{key.replace('-', '_')}"] = _weighted(of_server, key)
-            self._publish(metric, entry, facts)
+                    facts[f"server_{name}"] = weighted(of_server, key)
+            assert entry is not None
+            self._publish(metric, entry["round"], facts)
         self._history.write()
 
-    def _publish(self, metric: str, entry: Facts, facts: Facts) -> None:
-        """Best checkpoint, model state, tracking: when a round's loss is known."""
+    def _publish(self, metric: str, number: int, facts: Facts) -> None:
+        """Best checkpoint, model state and tracking, now that the round's loss is known."""
         model = self._models[metric]
-        loss = facts["eval_loss"]
-        if loss is None:
-            loss = facts.get("server_eval_loss", math.inf)
+        losses = (facts["eval_loss"], facts.get("server_eval_loss"))
+        loss = next((loss for loss in losses if loss is not None), math.inf)
         best = loss < model.best_loss
         if best:
             model.best_loss = loss
-            self._checkpoints.save_best(metric, Checkpoint(model.round, model.weights))
-        self._tracking.round(metric, entry["round"], facts)
-        self._keep(metric, model, facts, best=best)
+            self._checkpoints.save_best(metric, model.checkpoint)
+        self._tracking.round(metric, number, facts)
+        self._states.put(metric, model.checkpoint, facts, best=best)
 
-    def _keep(self, metric: str, model: Model, facts: Facts, *, best: bool) -> None:
-        settings = self._config.store
-        if settings is None:
-            return
-        version = ModelVersion(
-            round=model.round,
-            weights=model.weights,
-            config={},
-            metadata={"created-unix-s": time.time()}
-            | {key: value for key, value in facts.items() if value is not None},
-        )
-        try:
-            with connect(settings) as store:
-                store.model_state("server", metric).put(version, best=best)
-        except StoreError as error:
-            self._tell("server", f"model state not kept: {error}")
-
-    def _exchange(self, messages: list[Message]) -> dict[int, Reply | Failure]:
+    def _exchange(self, messages: list[Message]) -> Answers:
         return exchange(self._grid, messages, self._config.round_timeout)
 
     def _request(
-        self, kind: str, node_id: int, config: dict[str, Any], arrays: dict[str, ArrayRecord]
+        self, kind: str, node_id: int, config: Mapping[str, Any], arrays: dict[str, ArrayRecord]
     ) -> Message:
         ttl = self._config.round_timeout + TTL_SLACK_SECONDS
         return request(kind, node_id, config, arrays, ttl)
 
     def _tell(self, name: str, cause: str) -> None:
         """Each node and cause once."""
-        if (name, cause) not in self._told:
+        if cause and (name, cause) not in self._told:
             self._told.add((name, cause))
-            log.warning("node cannot take part fully", node=name, cause=cause)
-
-    def _last_reason(self) -> str:
-        return next(
-            (r["reason"] for r in reversed(self._history.facts["rounds"]) if r["reason"]), ""
-        )
-
-
-def _weighted(replies: list[Numbers], key: str) -> float | None:
-    """Mean of *key* weighted by examples, over the replies that have it and it is finite."""
-    pairs = [
-        (numbers[key], numbers[records.NUM_EXAMPLES])
-        for numbers in replies
-        if np.isfinite(numbers.get(key, np.nan))
-    ]
-    total = sum(weight for _, weight in pairs)
-    return float(sum(value * weight for value, weight in pairs) / total) if total else None
+            log.warning("cannot take part fully", node=name, cause=cause)
 
 
 def _as_flower_expects(weights: Weights, numbers: Numbers) -> Message:

@@ -46,10 +46,16 @@ def exchange(
 
     Flower's own send_and_receive looks for replies every 3 s; a round of a small model is shorter.
     """
-    pending = dict(
-        zip(grid.push_messages(messages), (m.metadata.dst_node_id for m in messages), strict=True)
-    )
+    sent = list(grid.push_messages(messages))
+    pending: dict[str, int] = {}
     answers: dict[int, Reply | Failure] = {}
+    for index, message in enumerate(messages):
+        # Flower returns None for a message that it refuses, and nothing at all for too large ones.
+        if index < len(sent) and sent[index]:
+            pending[sent[index]] = message.metadata.dst_node_id
+        else:
+            cause = "the SuperLink did not take the message"
+            answers[message.metadata.dst_node_id] = Failure("failed", cause)
     deadline = time.monotonic() + timeout_seconds
     pause = _POLL_SECONDS_MIN
     while pending:
@@ -103,7 +109,10 @@ def _decode(message: Message) -> Reply | Failure:
     for key, record in content.items():
         kind, _, metric = key.partition(".")
         if isinstance(record, ArrayRecord) and kind == "arrays":
-            reply.weights[metric] = from_record(record)
+            try:
+                reply.weights[metric] = from_record(record)
+            except (ValueError, TypeError, EOFError) as error:
+                return Failure("unusable", f"{key} cannot be decoded: {error}")
         elif isinstance(record, MetricRecord) and kind == "train":
             reply.train[metric] = _numbers(record)
         elif isinstance(record, MetricRecord) and kind == "evaluate":

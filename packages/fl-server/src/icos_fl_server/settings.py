@@ -1,19 +1,46 @@
 """What of Flower's run configuration concerns the server."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 from icos_fl_timeseries_store import StoreSettings
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+)
 
 from icos_fl_server.errors import ServerError
 from icos_fl_server.strategies import STRATEGIES
+
+_COLUMN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
 def _names(value: object) -> object:
     if isinstance(value, str):
         return tuple(name.strip() for name in value.split(",") if name.strip())
+    return value
+
+
+def _columns(names: tuple[str, ...]) -> tuple[str, ...]:
+    """A metric names a folder of checkpoints and records in messages."""
+    for name in names:
+        if not _COLUMN.fullmatch(name):
+            raise ValueError(f"{name!r} is no column: letters, digits, '_', '.' and '-'")
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"{twice[0]!r} is there twice")
+    return names
+
+
+def _address(value: str) -> str:
+    host, _, port = value.rpartition(":")
+    if value and not (host and port.isdecimal() and 1 <= int(port) <= 65535):
+        raise ValueError("is not of the form host:port")
     return value
 
 
@@ -30,9 +57,13 @@ def _hyphenated(name: str) -> str:
 class RunConfig(BaseModel):
     """The server's keys; the others of the run configuration are the nodes'."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore", alias_generator=_hyphenated)
+    model_config = ConfigDict(
+        frozen=True, extra="ignore", alias_generator=_hyphenated, allow_inf_nan=False
+    )
 
-    metric: Annotated[tuple[str, ...], BeforeValidator(_names)] = Field(min_length=1)
+    metric: Annotated[
+        tuple[str, ...], Field(min_length=1), BeforeValidator(_names), AfterValidator(_columns)
+    ]
     num_server_rounds: int = Field(default=5, ge=1, le=1_000_000)
     strategy: Annotated[str, BeforeValidator(_strategy)] = "FedAvg"
     proximal_mu: float = Field(default=0.1, ge=0)
@@ -41,23 +72,21 @@ class RunConfig(BaseModel):
     min_fit_clients: int = Field(default=1, ge=1)
     min_evaluate_clients: int = Field(default=1, ge=0)
     min_available_clients: int = Field(default=2, ge=1)
-    node_timeout: float = Field(default=120.0, gt=0)
-    round_timeout: float = Field(default=600.0, gt=0)
+    node_timeout: float = Field(default=120.0, gt=0, le=86_400)
+    round_timeout: float = Field(default=600.0, gt=0, le=86_400)
     server_node: str = ""
     resume: str = ""
     result_dir: Path = Path("icos-fl-results")
-    store_address: str = ""
+    store_address: Annotated[str, AfterValidator(_address)] = ""
     use_wandb: bool = False
     seed: int = 0
 
     @property
     def store(self) -> StoreSettings | None:
-        """Where the server's model state goes; None for nowhere. Raises ServerError."""
+        """Where the server's model state goes; None for nowhere."""
         if not self.store_address:
             return None
         host, _, port = self.store_address.rpartition(":")
-        if not host or not port.isdecimal() or not 1 <= int(port) <= 65535:
-            raise ServerError(f"store-address {self.store_address!r} is not of the form host:port")
         return StoreSettings(host=host, port=int(port))
 
 

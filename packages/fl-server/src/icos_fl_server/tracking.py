@@ -16,12 +16,15 @@ class Tracking:
         if enabled:
             wandb = _wandb()
             for metric in metrics:
-                self._runs[metric] = wandb.init(
-                    project=PROJECT,
-                    name=f"{metric}-ServerApp",
-                    config=config,
-                    reinit="create_new",
-                )
+                try:
+                    self._runs[metric] = wandb.init(
+                        project=PROJECT,
+                        name=f"{metric}-ServerApp",
+                        config=config,
+                        reinit="create_new",
+                    )
+                except wandb.Error as error:
+                    raise ServerError(f"use-wandb: {error}") from None
 
     def round(self, metric: str, number: int, facts: dict[str, Any]) -> None:
         """The facts of *metric* in one round; the round is the step."""
