@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from icos_fl_client.errors import ConfigError, NoSequences, WrongWeights
+from icos_fl_client.errors import ConfigError, WrongWeights
 from icos_fl_client.node import (
     Learner,
     build_model,
@@ -188,13 +188,11 @@ def test_the_naive_error_is_in_the_metrics_unit(learner, windows):
     assert metrics["eval-loss"] == pytest.approx(metrics["mae"] / 4.5, rel=1e-4)
 
 
-def test_no_validation_sequence_is_told_with_its_length(learner, windows, wave):
+def test_no_validation_sequence_is_0_examples_and_no_fault(learner, windows, wave):
     windows.put("a", "cpu_usage", [wave(30)], [wave(5)])
     weights = weights_of(build_model(learner.run, "cpu_usage"))
 
-    with pytest.raises(NoSequences) as caught:
-        learner.evaluate("cpu_usage", weights)
-    assert str(caught.value) == ("a: cpu_usage has no validation sequence of 6 steps without a gap")
+    assert learner.evaluate("cpu_usage", weights) == {"num-examples": 0}
 
 
 def test_sequences_are_fetched_once_for_judging_and_training(learner, windows, wave):

@@ -274,7 +274,7 @@ def _quantiles(scaled_bmh: Array, horizon: int) -> Array:
         return np.full((len(scaled_bmh), len(LEVELS_Q), horizon), np.nan)
     bounds_bqh = np.asarray(np.quantile(scaled_bmh, LEVELS_Q, axis=1)).transpose(1, 0, 2)
     below_q = (LEVELS_Q < 0.5)[:, None]
-    return np.where(below_q, np.minimum(bounds_bqh, 0.0), np.maximum(bounds_bqh, 0.0))
+    return np.asarray(np.where(below_q, np.minimum(bounds_bqh, 0.0), np.maximum(bounds_bqh, 0.0)))
 
 
 def _covered(errors_nh: Array, bounds_nqh: Array, low: int, high: int) -> float:

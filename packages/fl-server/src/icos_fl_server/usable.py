@@ -36,7 +36,7 @@ def sort_reply(reply: Reply, expected: Mapping[str, Weights]) -> Sorted:
     for metric, weights in expected.items():
         numbers = reply.train.get(metric, {})
         examples = numbers.get(records.NUM_EXAMPLES)
-        if metric in reply.causes:
+        if examples is None and metric in reply.causes:
             result.missing[metric] = reply.causes[metric]
         elif examples is None:
             result.unusable[metric] = f"no {records.NUM_EXAMPLES} of training {metric} in the reply"
