@@ -205,6 +205,21 @@ def test_a_node_with_empty_windows_has_0_examples_no_weights_and_the_cause(ask, 
     assert node["missing-causes"] == ["6 rows in a row are needed"]
 
 
+def test_a_window_too_young_to_be_judged_is_trained_on(ask, windows, wave, weights):
+    windows.put("a", "cpu_usage", [wave(30)], [wave(5)])
+
+    content = ask(
+        "train",
+        {"cpu_usage": weights()},
+        train_metrics=["cpu_usage"],
+        evaluate_metrics=["cpu_usage"],
+    )
+
+    assert numbers(content, "train.cpu_usage")["num-examples"] == 25
+    assert numbers(content, "evaluate.cpu_usage") == {"num-examples": 0}
+    assert numbers(content, "node")["missing-metrics"] == []
+
+
 def test_a_node_with_empty_windows_offers_nothing_but_the_cause(ask, windows):
     windows.put("a", "cpu_usage", [], [])
 
