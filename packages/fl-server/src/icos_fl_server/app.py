@@ -36,8 +36,7 @@ def main(grid: Grid, context: Context) -> None:
         states = ModelStates(config.store, raw)
         Federation(grid, config, history, checkpoints, tracking, states).run()
     except BaseException as error:
-        known = isinstance(error, ServerError)
-        reason = str(error) if known else f"{type(error).__name__}: {error}"
+        reason = _reason(error)
         history.end("failed", reason)
         log.error("run failed", reason=reason)
         raise
@@ -47,3 +46,12 @@ def main(grid: Grid, context: Context) -> None:
     finally:
         if tracking is not None:
             tracking.end(failed=history.facts["state"] == "failed")
+
+
+def _reason(error: BaseException) -> str:
+    """One line for people."""
+    if isinstance(error, ServerError):
+        return str(error)
+    if isinstance(error, Exception):
+        return f"{type(error).__name__}: {error}"
+    return "interrupted"

@@ -1,7 +1,8 @@
 """Records to facts and back, and a send-and-receive that does not wait for longer than needed."""
 
+import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +15,9 @@ from icos_fl_server.checkpoints import Weights
 
 _POLL_SECONDS_MIN, _POLL_SECONDS_MAX = 0.1, 1.0
 _CAUSE_LENGTH_MAX = 300
+
+_RAISED = re.compile(r"<class '(?:[\w<>]+\.)*(\w+)'>:<'(.*)'>", re.DOTALL)
+"""How Flower reports an exception of a ClientApp."""
 
 Numbers = dict[str, float]
 
@@ -98,7 +102,7 @@ def from_record(record: ArrayRecord) -> Weights:
 
 def _decode(message: Message) -> Reply | Failure:
     if message.has_error():
-        return Failure("failed", _one_line(message.error.reason))
+        return Failure("failed", _one_line(message.error.reason or ""))
     content = message.content
     node = content.get(records.NODE)
     if not isinstance(node, ConfigRecord) or not isinstance(node.get("name"), str):
@@ -129,7 +133,9 @@ def _list(record: ConfigRecord, key: str) -> list[str]:
     return [str(item) for item in value] if isinstance(value, list) else []
 
 
-def _one_line(reason: str | None) -> str:
-    """The last line of a traceback says what it was."""
-    lines: Iterable[str] = [line.strip() for line in (reason or "").splitlines() if line.strip()]
-    return ([*lines] or ["the ClientApp ended without a reply"])[-1][:_CAUSE_LENGTH_MAX]
+def _one_line(reason: str) -> str:
+    """What a ClientApp raised, without Flower's brackets; of several lines the last one says it."""
+    if raised := _RAISED.fullmatch(reason.strip()):
+        reason = f"{raised[1]}: {raised[2]}"
+    lines = [line.strip() for line in reason.splitlines() if line.strip()]
+    return (lines or ["the ClientApp ended without a reply"])[-1][:_CAUSE_LENGTH_MAX]

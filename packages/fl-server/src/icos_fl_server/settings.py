@@ -29,6 +29,8 @@ def _names(value: object) -> object:
 
 def _columns(names: tuple[str, ...]) -> tuple[str, ...]:
     """A metric names a folder of checkpoints and records in messages."""
+    if not names:
+        raise ValueError("names no column")
     for name in names:
         if not _COLUMN.fullmatch(name):
             raise ValueError(f"{name!r} is no column: letters, digits, '_', '.' and '-'")
@@ -61,9 +63,7 @@ class RunConfig(BaseModel):
         frozen=True, extra="ignore", alias_generator=_hyphenated, allow_inf_nan=False
     )
 
-    metric: Annotated[
-        tuple[str, ...], Field(min_length=1), BeforeValidator(_names), AfterValidator(_columns)
-    ]
+    metric: Annotated[tuple[str, ...], BeforeValidator(_names), AfterValidator(_columns)]
     num_server_rounds: int = Field(default=5, ge=1, le=1_000_000)
     strategy: Annotated[str, BeforeValidator(_strategy)] = "FedAvg"
     proximal_mu: float = Field(default=0.1, ge=0)

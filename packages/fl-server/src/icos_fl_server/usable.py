@@ -47,7 +47,11 @@ def sort_reply(reply: Reply, expected: Mapping[str, Weights]) -> Sorted:
         elif cause := _flaw(reply.weights.get(metric, {}), weights):
             result.unusable[metric] = f"weights of {metric}: {cause}"
         else:
-            result.usable[metric] = (reply.weights[metric], numbers)
+            # In the order of the global weights: FedAvgM and Krum go by position, not by name.
+            result.usable[metric] = (
+                {name: reply.weights[metric][name] for name in weights},
+                numbers,
+            )
     return result
 
 
@@ -65,7 +69,7 @@ def extras(reply: Reply, metrics: Mapping[str, object]) -> list[str]:
             else:
                 found += [f"{kind}.{metric} {key}" for key in sorted(numbers.keys() - known)]
     found += [f"arrays.{metric}" for metric in reply.weights if metric not in metrics]
-    return found
+    return sorted(found)
 
 
 def weighted(replies: list[Numbers], key: str) -> float | None:
