@@ -1,12 +1,15 @@
 """Which sequences are trained on, what a step may not do, and what training is worth."""
 
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from icos_fl_client import training
 from icos_fl_client.models import AnchorLSTM
 from icos_fl_client.training import SequenceDataset, TrainingError, evaluate, train
 from torch import nn
@@ -194,3 +197,34 @@ def test_nothing_to_evaluate_on_is_zero_examples():
 
     assert result.num_examples == 0
     assert math.isnan(result.mae)
+
+
+def test_the_optimizer_is_torchs_adamw_without_its_imports():
+    torch.manual_seed(0)
+    ours, theirs = nn.Linear(3, 2), nn.Linear(3, 2)
+    theirs.load_state_dict(ours.state_dict())
+    weights = list(ours.parameters())
+    mine = training._AdamW(weights, 0.01)
+    reference = torch.optim.AdamW(theirs.parameters(), lr=0.01, weight_decay=training.WEIGHT_DECAY)
+    for _ in range(5):
+        x, y = torch.randn(4, 3), torch.randn(4, 2)
+        for model, optimizer in ((ours, mine), (theirs, reference)):
+            optimizer.zero_grad()
+            nn.functional.l1_loss(model(x), y).backward()
+            optimizer.step()
+    for name, tensor in theirs.state_dict().items():
+        torch.testing.assert_close(ours.state_dict()[name], tensor)
+
+
+def test_training_does_not_import_the_compiler():
+    code = (
+        "import sys, numpy as np\n"
+        "from icos_fl_client import models, training\n"
+        "shape = {'lookback': 4, 'horizon': 2}\n"
+        "model = models.AnchorLSTM(**shape, features=1, hidden_size=4, num_layers=1)\n"
+        "run = np.sin(np.arange(40, dtype=np.float32))[:, None]\n"
+        "training.train(model, [run], **shape, batch_size=8, epochs=1,"
+        " learning_rate=0.01)\n"
+        "sys.exit('torch._dynamo' in sys.modules)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=120, check=False).returncode == 0
