@@ -143,6 +143,17 @@ def test_too_few_judges_leave_the_loss_unknown(run, make_node):
     assert entry["metrics"]["cpu_usage"]["eval_loss"] is None
 
 
+def test_a_node_without_a_validation_sequence_is_no_judge(run, make_node):
+    def young(_node, reply):
+        reply["evaluate.cpu_usage"] = MetricRecord({"num-examples": 0})
+
+    nodes = make_node("a"), make_node("b", behave=young)
+    entry = run(*nodes, min_evaluate_clients=2)["rounds"][0]
+    assert entry["nodes"]["b"] == {"state": "ok", "cause": ""}
+    assert entry["metrics"]["cpu_usage"]["nodes"] == 2
+    assert entry["metrics"]["cpu_usage"]["eval_loss"] is None
+
+
 # Nodes that do not do what they should: the round is theirs to lose, the run goes on
 
 

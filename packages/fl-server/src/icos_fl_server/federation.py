@@ -382,7 +382,10 @@ class Federation:
             of_nodes: list[Numbers] = []
             of_server: list[Numbers] = []
             for node_id, answer in answers.items():
-                if isinstance(answer, Reply) and metric in answer.evaluate:
+                if not isinstance(answer, Reply):
+                    continue
+                # A window too young to be judged says so with 0 examples: that is no evaluation.
+                if answer.evaluate.get(metric, {}).get(records.NUM_EXAMPLES, 0) > 0:
                     server = self._roster.names[node_id] == self._config.server_node
                     (of_server if server else of_nodes).append(answer.evaluate[metric])
             if len(of_nodes) < self._config.min_evaluate_clients:
