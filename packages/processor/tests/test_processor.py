@@ -44,6 +44,14 @@ def test_chunks_can_be_had_again(store):
     assert [chunk.part for chunk in found.chunks] == [Part.TRAIN, Part.VALIDATION]
 
 
+def test_no_chunk_is_larger_than_a_message(store):
+    store.fill("a", {"power": list(range(60_000))})
+    found = Processor(store, message_bytes_max=64 << 10).sequences(spec(train_fraction=0.5))
+    sizes = [chunk.rows_sf.nbytes for chunk in found.chunks]
+    assert len(sizes) > 2
+    assert max(sizes) <= 64 << 10
+
+
 def test_errors_are_of_the_domain(store):
     store.fill("a", {"power": [1, 2]})
     processor = Processor(store)

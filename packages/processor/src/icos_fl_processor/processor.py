@@ -164,7 +164,7 @@ class Processor:
             series.steps.interval_ns,
             counts[Part.TRAIN],
             counts[Part.VALIDATION],
-            _Chunks(series, spec, wanted),
+            _Chunks(series, spec, wanted, min(CHUNK_BYTES, self._message_bytes_max - 1024)),
         )
 
     def latest(self, spec: SeriesSpec) -> Latest:
@@ -223,10 +223,11 @@ class _Chunks:
     series: Series
     spec: SeriesSpec
     wanted: list[Part]
+    chunk_bytes: int
 
     def __iter__(self) -> Iterator[Chunk]:
         rows_sf, times_ns_s = self.series.normalised_sf, self.series.steps.times_ns_s
-        rows_max = CHUNK_BYTES // (rows_sf.itemsize * rows_sf.shape[1])
+        rows_max = self.chunk_bytes // (rows_sf.itemsize * rows_sf.shape[1])
         for part in self.wanted:
             for run in self.series.runs[part]:
                 for chunk in chunks(run, self.spec.length, rows_max):
