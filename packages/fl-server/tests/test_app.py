@@ -9,7 +9,6 @@ import pytest
 from icos_fl_server.errors import ServerError
 from icos_fl_timeseries_store import connect
 from icos_fl_timeseries_store.testing import running_store
-from wandb.proto.wandb_internal_pb2 import Record
 
 
 def test_the_history_of_a_finished_run_has_the_documented_form(run, make_node):
@@ -114,6 +113,7 @@ def test_latest_and_best_model_are_in_the_store(run, make_node, tmp_path):
 def test_weights_and_biases_gets_one_run_a_metric_with_the_round_as_step(
     run, make_node, tmp_path, monkeypatch
 ):
+    pytest.importorskip("wandb", reason="the extra of that name is not installed")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     monkeypatch.setenv("WANDB_SILENT", "true")
@@ -129,6 +129,8 @@ def test_weights_and_biases_gets_one_run_a_metric_with_the_round_as_step(
 
 def wandb_file(path):
     """Project, name, and (step, mae) of each line, from what wandb keeps to be sent later."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
     project = name = None
     steps = []
     for data in log_records(path.read_bytes()):
