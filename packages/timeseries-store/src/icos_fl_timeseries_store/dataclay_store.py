@@ -10,6 +10,7 @@ import time
 import warnings
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Final, Literal, TypeVar
+from uuid import UUID
 
 _plain_root = not logging.getLogger().handlers
 # dataClay's settings look for secrets in a folder that only containers have.
@@ -23,6 +24,7 @@ from dataclay.exceptions import (  # noqa: E402
     AlreadyExistError,
     DataClayException,
     DoesNotExistError,
+    ObjectNotFound,
 )
 from grpc import RpcError  # noqa: E402
 
@@ -50,11 +52,13 @@ if _plain_root:  # dataClay tells every call at INFO, to whoever imports it
 logging.getLogger("dataclay").setLevel(logging.ERROR)
 
 T = TypeVar("T")
+_log = logging.getLogger(__name__)
 _WINDOW: Final = "window."
 _MODEL: Final = "model."
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@-]{0,199}")
 _DATASET: Final = "admin"
-_MISSING = (AliasDoesNotExistError, DoesNotExistError)
+# By type, not by text: gRPC says "not found" of a host too, whose objects may be safe on its disk.
+_MISSING = (AliasDoesNotExistError, DoesNotExistError, ObjectNotFound)
 _TAKEN = (AliasAlreadyExistError, AlreadyExistError)
 
 
@@ -103,11 +107,22 @@ class _Connection:
             return future.result(timeout_seconds)
         except TimeoutError:
             future.cancel()
+            self._reconnect()
             raise StoreUnavailable(f"{where} did not answer in {timeout_seconds:g} s") from None
         except (*_MISSING, *_TAKEN):
             raise
         except (DataClayException, RpcError, RuntimeError, OSError) as error:
+            self._reconnect()
             raise StoreUnavailable(f"{where}: {_one_line(error)}") from None
+
+    @staticmethod
+    def _reconnect() -> None:
+        """Let the next call open a new channel to the backend.
+
+        gRPC waits longer and longer, up to two minutes, before it tries a failed channel again: a
+        backend that is back would be missed for that long.
+        """
+        get_dc_event_loop().call_soon_threadsafe(get_runtime().backend_clients.clear)
 
 
 def _one_line(error: BaseException) -> str:
@@ -119,12 +134,12 @@ class DataClayStore:
     """A Store in the backend of the dataClay at *settings*."""
 
     def __init__(self, settings: StoreSettings) -> None:
-        self._settings = settings
+        self.timeout_seconds = settings.timeout_seconds
         self._connection = _Connection.take(settings.host, settings.port)
         self._closed = False
 
     def call(self, coroutine: Coroutine[Any, Any, T], extra_seconds: float = 0.0) -> T:
-        return self._connection.call(coroutine, self._settings.timeout_seconds + extra_seconds)
+        return self._connection.call(coroutine, self.timeout_seconds + extra_seconds)
 
     def nodes(self) -> list[str]:
         aliases = self.call(get_runtime().metadata_service.get_all_alias(_DATASET, None))
@@ -160,7 +175,8 @@ class _Stored:
     """An object of the backend, found by its alias and found again when it is gone.
 
     A backend that was killed comes back without the objects that it had not written, while their
-    aliases are still there: such an object is made anew.
+    aliases are still there; a client that was killed may leave an alias before its object. Who may
+    make such an object makes it anew; a reader alone reports it missing.
     """
 
     def __init__(self, store: DataClayStore, alias: str, make: Callable[[], Any] | None) -> None:
@@ -171,44 +187,54 @@ class _Stored:
 
     def call(self, method: str, *args: Any, extra_seconds: float = 0.0) -> Any:
         """Call an active method; once more where the object turns out to be another or gone."""
-        for last_try in (False, True):
-            stored = self._object or self._find()
-            self._object = stored
-            try:
-                return self._store.call(getattr(stored, method)(*args), extra_seconds)
-            except (StoreUnavailable, *_MISSING) as error:
-                self._object = None
-                if last_try or not _is_gone(error):
-                    raise
-                self._forget()
-        raise AssertionError("not reached")
+        try:
+            return self._try(method, *args, extra_seconds=extra_seconds)
+        except _MISSING:
+            gone, self._object = self._object, None
+            if gone is None:
+                raise
+            if self._make is not None:
+                self._forget(gone._dc_meta.id)
+        return self._try(method, *args, extra_seconds=extra_seconds)
+
+    def _try(self, method: str, *args: Any, extra_seconds: float) -> Any:
+        if self._object is None:
+            self._object = self._find()
+        return self._store.call(getattr(self._object, method)(*args), extra_seconds)
 
     def _find(self) -> Any:
-        deadline = time.monotonic() + self._store._settings.timeout_seconds
+        target = None
+        patience = time.monotonic() + self._store.timeout_seconds / 2
         while True:
             try:
                 return self._store.call(DataClayObject.a_get_by_alias(self._alias))
             except _MISSING:
                 if self._make is None:
                     raise
+            if time.monotonic() > patience and target is not None:
+                self._forget(target)
             try:
                 made = self._make()
                 self._store.call(made.a_make_persistent(alias=self._alias))
                 return made
             except _TAKEN:
                 # Another process was faster: its alias comes an instant before its object.
-                if time.monotonic() > deadline:
-                    raise StoreUnavailable(f"{self._alias}: the alias leads nowhere") from None
+                target = target or self._target()
                 time.sleep(0.05)
 
-    def _forget(self) -> None:
-        logging.getLogger(__name__).warning("%s is gone from the backend", self._alias)
+    def _target(self) -> UUID | None:
+        """Which object the alias names, be it there or not."""
+        aliases = self._store.call(get_runtime().metadata_service.get_all_alias(_DATASET, None))
+        ids = (alias.object_id for alias in aliases.values() if alias.name == self._alias)
+        return next(ids, None)
+
+    def _forget(self, gone: UUID) -> None:
+        """Delete the alias of the object *gone*, unless another has made a new one meanwhile."""
+        if self._target() != gone:
+            return
+        _log.warning("%s is gone from the backend; it is made anew, empty", self._alias)
         with contextlib.suppress(*_MISSING):
             self._store.call(get_runtime().metadata_service.delete_alias(self._alias, _DATASET))
-
-
-def _is_gone(error: Exception) -> bool:
-    return isinstance(error, _MISSING) or "not found" in str(error).lower()
 
 
 def _checked_name(name: str) -> str:
@@ -231,7 +257,8 @@ class DataClayWindow:
         try:
             return self._stored.call(method, *args, extra_seconds=extra_seconds)
         except _MISSING:
-            raise UnknownNode(self._node, self._store.nodes()) from None
+            others = [node for node in self._store.nodes() if node != self._node]
+            raise UnknownNode(self._node, others) from None
 
     def append(
         self,

@@ -6,6 +6,7 @@ not give (it locks nothing). A waiting reader takes no thread either.
 """
 
 import asyncio
+import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -24,6 +25,10 @@ from icos_fl_timeseries_store.contract import (
 
 _waiting: defaultdict[Any, set[asyncio.Future[None]]] = defaultdict(set)
 """Who waits for new rows, by object id. Not part of the objects: it ends with the process."""
+
+_FIRST_CURSOR = time.time_ns() // 1_000_000
+"""Cursors of this process start here, above all that a killed one gave to rows that it lost: else a
+reader would wait for a cursor that it has seen long ago, and miss what came since."""
 
 
 async def _load(stored: DataClayObject, attribute: str) -> Any:
@@ -44,6 +49,11 @@ class TimeSeriesData(DataClayObject):  # type: ignore[misc]
     def __init__(self, capacity_rows: int) -> None:
         self.rows = RowBuffer(capacity_rows)
 
+    async def _rows(self) -> RowBuffer:
+        rows: RowBuffer = await _load(self, "rows")
+        rows.cursor = max(rows.cursor, _FIRST_CURSOR)
+        return rows
+
     @activemethod  # type: ignore[untyped-decorator]
     async def append(
         self,
@@ -52,7 +62,7 @@ class TimeSeriesData(DataClayObject):  # type: ignore[misc]
         values_tf: Values,
         units: Mapping[str, str] | None = None,
     ) -> Appended:
-        rows: RowBuffer = await _load(self, "rows")
+        rows = await self._rows()
         appended = rows.append(columns, times_ns_t, values_tf, units)
         for waiting in _waiting.pop(self._dc_meta.id, ()):
             if not waiting.done():
@@ -61,28 +71,28 @@ class TimeSeriesData(DataClayObject):  # type: ignore[misc]
 
     @activemethod  # type: ignore[untyped-decorator]
     async def read(self, last: int | None = None, after: int | None = None) -> Rows:
-        rows: RowBuffer = await _load(self, "rows")
+        rows = await self._rows()
         return rows.read(last=last, after=after)
 
     @activemethod  # type: ignore[untyped-decorator]
     async def info(self) -> WindowInfo:
-        rows: RowBuffer = await _load(self, "rows")
+        rows = await self._rows()
         return rows.info()
 
     @activemethod  # type: ignore[untyped-decorator]
     async def resize(self, capacity_rows: int) -> None:
-        rows: RowBuffer = await _load(self, "rows")
+        rows = await self._rows()
         rows.resize(capacity_rows)
 
     @activemethod  # type: ignore[untyped-decorator]
     async def wait(self, after: int, timeout_seconds: float) -> int:
-        rows: RowBuffer = await _load(self, "rows")
+        rows = await self._rows()
         if rows.cursor <= after:
             changed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             _waiting[self._dc_meta.id].add(changed)
             await asyncio.wait([changed], timeout=timeout_seconds)
             _waiting[self._dc_meta.id].discard(changed)
-            rows = await _load(self, "rows")
+            rows = await self._rows()
         return rows.cursor
 
 
