@@ -159,6 +159,8 @@ def test_many_writers_lose_no_row(store, node):
         (["x"], ns(0), np.ones((1, 1)), "time 0 ns"),
         (["x"], ns(1), np.array([[np.inf]]), "x is inf"),
         ([""], ns(1), np.ones((1, 1)), "without a name"),
+        (["x"], np.array([1.5]), np.ones((1, 1)), "times are float64"),
+        (["x"], ns(1), np.array([["high"]]), "no table of numbers"),
     ],
 )
 def test_rows_that_no_window_holds_are_refused_by_value(store, node, columns, times, values, said):

@@ -188,8 +188,14 @@ class RowBuffer:
 
 
 def _checked(columns: Sequence[str], times_ns_t: Times, values_tf: Values) -> tuple[Times, Values]:
-    times = np.asarray(times_ns_t, np.int64)
-    values = np.asarray(values_tf, np.float64)
+    given = np.asarray(times_ns_t)
+    if given.size and given.dtype.kind not in "iu":
+        raise InvalidRows(f"times are {given.dtype}; they must be whole nanoseconds")
+    times = given.astype(np.int64)
+    try:
+        values = np.asarray(values_tf, np.float64)
+    except (TypeError, ValueError) as error:
+        raise InvalidRows(f"values are no table of numbers: {error}") from None
     if times.ndim != 1 or values.shape != (len(times), len(columns)):
         raise InvalidRows(
             f"values of shape {values.shape} for times of shape {times.shape}"

@@ -3,17 +3,23 @@
 import contextlib
 import os
 import runpy
+import socket
 import sys
 import tempfile
+import time
 import warnings
 from pathlib import Path
 from typing import Literal
 
+import valkey
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from icos_fl_timeseries_store.errors import StoreUnavailable
+
 Service = Literal["kv", "metadata", "backend", "proxy"]
 SERVICES: tuple[Service, ...] = ("kv", "metadata", "backend", "proxy")
+KV_PATIENCE_SECONDS = 10
 
 
 class ServiceSettings(BaseSettings):
@@ -60,17 +66,35 @@ def usable_folder(folder: Path) -> Path:
 
 
 def serve(service: Service, settings: ServiceSettings) -> None:
-    """Become *service*: does not return, except by its end. Raises StateFolderError."""
+    """Become *service*: does not return, except by its end.
+
+    Raises StateFolderError, and StoreUnavailable for a port in use or no key-value store.
+    """
+    _check_port(service, settings)
     if service == "kv":
         _serve_kv(settings)
     folder = usable_folder(settings.state_dir / "objects") if service == "backend" else None
     os.environ.update(_dataclay_environment(settings, folder))
-    if folder is not None:
-        _clear_stale_registration(folder, settings)
+    _prepare_kv(folder, settings)
     # dataClay's settings look for secrets in a folder that only containers have.
     warnings.filterwarnings("ignore", message='directory "/run/secrets" does not exist')
     sys.argv = [f"dataclay.{service}"]
     runpy.run_module(f"dataclay.{service}", run_name="__main__", alter_sys=True)
+
+
+def _check_port(service: Service, settings: ServiceSettings) -> None:
+    """gRPC would share a port that is in use, without a word, and get half of its calls."""
+    port: int = getattr(settings, f"{service}_port")
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((settings.host, port))
+        except OSError as error:
+            raise StoreUnavailable(
+                f"{service} cannot listen on {settings.host}:{port}: {error.strerror}; "
+                f"set ICOS_FL_STORE_{service.upper()}_PORT or ICOS_FL_STORE_HOST"
+            ) from None
 
 
 def _serve_kv(settings: ServiceSettings) -> None:
@@ -110,20 +134,31 @@ def _dataclay_environment(settings: ServiceSettings, folder: Path | None) -> dic
         "DATACLAY_PROXY_MDS_PORT": str(settings.metadata_port),
         "DATACLAY_PROXY_PORT": str(settings.proxy_port),
         "DATACLAY_PROXY_LISTEN_ADDRESS": settings.host,
+        "DATACLAY_PROXY_CONFIG_MODULE": "icos_fl_timeseries_store.proxy_config",
     }
     if folder is not None:
         environment["DATACLAY_STORAGE_PATH"] = str(folder)
     return environment
 
 
-def _clear_stale_registration(folder: Path, settings: ServiceSettings) -> None:
-    """Delete what a killed backend left in the key-value store, or this one could not register."""
-    identity = folder / "BACKEND_ID"
-    if not identity.exists():
-        return
-    import valkey
+def _prepare_kv(folder: Path | None, settings: ServiceSettings) -> None:
+    """Wait for the key-value store, and delete there what a killed backend left.
 
-    with contextlib.closing(
-        valkey.Valkey(settings.kv_host or settings.host, settings.kv_port, socket_timeout=10)
-    ) as kv:
-        kv.delete(f"/backend/{identity.read_text().strip()}")
+    With that registration of its own identity a backend could not register again.
+    """
+    host, port = settings.kv_host or settings.host, settings.kv_port
+    deadline = time.monotonic() + KV_PATIENCE_SECONDS
+    with contextlib.closing(valkey.Valkey(host, port, socket_timeout=KV_PATIENCE_SECONDS)) as kv:
+        while True:
+            try:
+                kv.ping()
+                break
+            except valkey.ValkeyError as error:
+                if time.monotonic() > deadline:
+                    raise StoreUnavailable(
+                        f"no key-value store at {host}:{port} in {KV_PATIENCE_SECONDS} s: {error}"
+                    ) from None
+                time.sleep(0.1)
+        identity = folder / "BACKEND_ID" if folder is not None else None
+        if identity is not None and identity.exists():
+            kv.delete(f"/backend/{identity.read_text().strip()}")
