@@ -53,11 +53,12 @@ class Series:
 
 
 class Windows(pb_grpc.ProcessorServiceServicer):
-    """What the nodes have. Set *failure* and every call ends with it."""
+    """What the nodes have. Set *failure* and every call ends with it, *silence* and none does."""
 
     def __init__(self) -> None:
         self.series: dict[tuple[str, str], Series] = {}
         self.failure: tuple[grpc.StatusCode, str] | None = None
+        self.silence: threading.Event | None = None
         self.asked: list[pb.SeriesSpec] = []
 
     def put(
@@ -74,6 +75,8 @@ class Windows(pb_grpc.ProcessorServiceServicer):
 
     def _find(self, spec: pb.SeriesSpec, context: grpc.ServicerContext) -> Series:
         self.asked.append(spec)
+        if self.silence:
+            self.silence.wait()
         if self.failure:
             context.abort(*self.failure)
         key = (spec.node, spec.targets[0])
@@ -205,6 +208,7 @@ def own_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         "def repeat(*, horizon, **_): return Repeat(horizon, 0.0)\n"
         "def rise(*, horizon, **_): return Repeat(horizon, 1.0)\n"
         "def fall(*, horizon, **_): return Repeat(horizon, -1.0)\n"
+        "def nan(*, horizon, **_): return Repeat(horizon, float('nan'))\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     return "a_model_of_ones_own"

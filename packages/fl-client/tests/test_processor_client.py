@@ -1,6 +1,7 @@
 """What the processor streams becomes runs again, and its statuses become errors in one sentence."""
 
 import socket
+import threading
 from dataclasses import replace
 
 import grpc
@@ -136,6 +137,33 @@ def test_a_processor_that_cannot_answer_is_named(windows, processor, address, co
     with pytest.raises(ProcessorUnavailable) as caught:
         processor.nodes()
     assert str(caught.value) == f"the processor at {address}: {code}: the store does not answer"
+
+
+def test_who_let_one_deadline_pass_is_not_asked_again(windows, address):
+    windows.put("a", "cpu_usage", [np.arange(6.0)], [])
+    windows.silence = threading.Event()
+    told = []
+    try:
+        with ProcessorClient(address, deadline_seconds=0.5) as processor:
+            for call in (processor.sequences, processor.sequences, processor.train_sequences):
+                with pytest.raises(ProcessorUnavailable, match="DEADLINE_EXCEEDED") as caught:
+                    call(QUERY)
+                told.append(str(caught.value))
+    finally:
+        windows.silence.set()
+
+    assert len(windows.asked) == 1
+    assert len(set(told)) == 1
+
+
+def test_who_answers_that_it_cannot_now_is_asked_again(windows, processor):
+    windows.put("a", "cpu_usage", [np.arange(6.0)], [])
+    windows.failure = (grpc.StatusCode.UNAVAILABLE, "the store does not answer")
+    with pytest.raises(ProcessorUnavailable):
+        processor.train_sequences(QUERY)
+    windows.failure = None
+
+    assert processor.train_sequences(QUERY) == 1
 
 
 def test_nobody_at_the_address_is_told_at_the_deadline():

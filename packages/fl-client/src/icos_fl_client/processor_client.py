@@ -58,7 +58,8 @@ class ProcessorClient:
 
     Every call has a deadline, until which it waits for a processor that is not there unless
     *wait_for_ready* is false, and raises NoSequences for what the node does not have or
-    ProcessorUnavailable.
+    ProcessorUnavailable. Who let one deadline pass is not asked again: a round asks several times a
+    metric, and waiting each time would outlast the round.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class ProcessorClient:
             address, options=[("grpc.max_receive_message_length", MESSAGE_BYTES_MAX)]
         )
         self._stub = pb_grpc.ProcessorServiceStub(self._channel)  # type: ignore[no-untyped-call]
+        self._silence = ""
 
     def nodes(self) -> list[str]:
         """The nodes that have a window."""
@@ -141,14 +143,17 @@ class ProcessorClient:
 
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:
+        if self._silence:
+            raise ProcessorUnavailable(self._silence)
         try:
             yield
         except grpc.RpcError as error:
             if error.code() in _CANNOT_LEARN:
                 raise NoSequences(error.details()) from None
-            raise ProcessorUnavailable(
-                f"the processor at {self._address}: {error.code().name}: {error.details()}"
-            ) from None
+            cause = f"the processor at {self._address}: {error.code().name}: {error.details()}"
+            if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+                self._silence = cause
+            raise ProcessorUnavailable(cause) from None
 
 
 def _rows(data: bytes, columns: int) -> NDArray[np.float32]:
