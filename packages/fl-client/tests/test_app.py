@@ -205,6 +205,28 @@ def test_a_node_with_empty_windows_has_0_examples_no_weights_and_the_cause(ask, 
     assert node["missing-causes"] == ["6 rows in a row are needed"]
 
 
+@pytest.mark.parametrize(
+    ("validation", "cause"),
+    [
+        (0, "6 rows in a row are needed"),
+        (
+            20,
+            "a: cpu_usage has no sequence of 6 steps without a gap in its training part",
+        ),
+    ],
+)
+def test_0_examples_have_their_cause_when_only_training_was_asked_for(
+    ask, windows, wave, weights, validation, cause
+):
+    windows.put("a", "cpu_usage", [wave(5)], [wave(validation)])
+
+    content = ask("train", {"cpu_usage": weights()}, train_metrics=["cpu_usage"])
+
+    assert set(content) == {"node", "train.cpu_usage"}
+    assert numbers(content, "train.cpu_usage") == {"num-examples": 0}
+    assert numbers(content, "node")["missing-causes"] == [cause]
+
+
 def test_a_window_too_young_to_be_judged_is_trained_on(ask, windows, wave, weights):
     windows.put("a", "cpu_usage", [wave(30)], [wave(5)])
 
@@ -351,6 +373,20 @@ def test_weights_that_fit_no_model_are_not_kept(ask, weights, dataclay):
     with connect(dataclay) as store:
         assert store.model_state("misfit", "cpu_usage").get() is None
         assert store.model_state("misfit", "power").get() is not None
+
+
+def test_weights_that_are_not_finite_do_not_replace_the_model_that_is_kept(ask, weights, dataclay):
+    broken = {name: array * np.float32("nan") for name, array in weights().items()}
+    for number, given in ((1, weights()), (2, broken)):
+        ask(
+            "evaluate",
+            {"cpu_usage": given},
+            node_config={"node-name": "diverged"},
+            model_round=number,
+        )
+
+    with connect(dataclay) as store:
+        assert store.model_state("diverged", "cpu_usage").get().round == 1
 
 
 def test_a_store_that_is_away_costs_the_round_nothing(ask, windows, wave, weights):

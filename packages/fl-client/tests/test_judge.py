@@ -259,6 +259,16 @@ def test_a_node_without_a_model_is_unavailable_and_the_others_are_not(
 
 
 @pytest.mark.parametrize("call", ["forecast", "backtest"])
+def test_forecasts_that_are_no_numbers_are_not_judged(judge, keep, windows, wave, own_model, call):
+    windows.put("a", "cpu_usage", [wave(40)], [wave(20)])
+    keep(model=f"{own_model}:nan")
+
+    assert reason(getattr(judge, call)(["a"], ["cpu_usage"])) == (
+        "a: the model of cpu_usage from round 5 forecasts values that are not finite"
+    )
+
+
+@pytest.mark.parametrize("call", ["forecast", "backtest"])
 def test_a_column_that_is_gone_is_the_reason(judge, keep, windows, wave, call):
     windows.put("a", "power", [wave(40)], [wave(20)])
     keep()

@@ -149,6 +149,34 @@ def test_an_unknown_node_is_told_with_those_that_there_are(command, services, ke
     assert "known" in line.partition("nodes with a window")[2]
 
 
+def test_an_unknown_node_does_not_cost_the_others_theirs(command, services, keep, windows, wave):
+    windows.put("known", "cpu_usage", [wave(40)], [wave(20)])
+    keep("known", "cpu_usage")
+
+    ended = command("forecast", *services, "--node", "unknown", "--node", "known", "--json")
+
+    answer = json.loads(ended.out)
+    assert ended.code == 0
+    assert [item["node"] for item in answer["forecasts"]] == ["known"]
+    assert answer["unavailable"] == [
+        {
+            "node": "unknown",
+            "metric": "cpu_usage",
+            "reason": "no window of node 'unknown'; nodes with a window: known",
+        }
+    ]
+
+
+def test_what_is_named_twice_is_answered_once(command, services, keep, windows, wave):
+    windows.put("twice", "cpu_usage", [wave(40)], [wave(20)])
+    keep("twice", "cpu_usage")
+    named = ["--node", "twice", "--metric", "cpu_usage"] * 2
+
+    answer = json.loads(command("forecast", *services, *named, "--json").out)
+
+    assert len(answer["forecasts"]) == 1
+
+
 def test_a_processor_that_is_not_there_is_told_at_once(command, dataclay):
     nobody = f"127.0.0.1:{free_port()}"
 

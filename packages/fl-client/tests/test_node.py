@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from icos_fl_client.errors import ConfigError, WrongWeights
+from icos_fl_client.errors import ConfigError, NoSequences, WrongWeights
 from icos_fl_client.node import (
     Learner,
     build_model,
@@ -78,6 +78,15 @@ def test_a_tensor_that_the_model_lacks_is_named(small_run):
         load_weights(model(small_run), weights)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_weight_that_is_not_finite_names_its_tensor(small_run, value):
+    weights = {name: array.copy() for name, array in weights_of(model(small_run)).items()}
+    weights["head.bias"][1] = value
+
+    with pytest.raises(WrongWeights, match=r"^tensor 'head\.bias' of the weights is not finite$"):
+        load_weights(model(small_run), weights)
+
+
 def test_initial_weights_depend_on_the_seed_alone(small_run):
     first = weights_of(model(small_run, seed=3))
     torch.rand(7)
@@ -138,18 +147,20 @@ def test_an_offer_is_initial_weights_and_the_number_of_sequences(learner, window
     assert all(np.array_equal(weights[name], expected[name]) for name in expected)
 
 
-def test_no_rows_give_no_weights_and_0_examples(learner, windows, wave):
+def test_too_few_rows_to_train_on_are_told_in_the_processors_words(learner, windows, wave):
     windows.put("a", "cpu_usage", [wave(5)], [])
     weights = weights_of(build_model(learner.run, "cpu_usage"))
 
-    assert learner.train("cpu_usage", weights, 1, 0.0) == ({}, {"num-examples": 0})
+    with pytest.raises(NoSequences, match=r"^6 rows in a row are needed$"):
+        learner.train("cpu_usage", weights, 1, 0.0)
 
 
-def test_a_training_part_that_is_too_short_gives_no_weights_and_0_examples(learner, windows, wave):
+def test_a_training_part_that_is_too_short_is_told(learner, windows, wave):
     windows.put("a", "cpu_usage", [wave(5)], [wave(20)])
     weights = weights_of(build_model(learner.run, "cpu_usage"))
 
-    assert learner.train("cpu_usage", weights, 1, 0.0) == ({}, {"num-examples": 0})
+    with pytest.raises(NoSequences, match=r"^a: cpu_usage has no sequence of 6 steps .* training"):
+        learner.train("cpu_usage", weights, 1, 0.0)
 
 
 def test_training_changes_weights_and_tells_what_it_cost(learner, windows, wave):

@@ -27,7 +27,7 @@ def main() -> None:
     given = answer.get("forecasts", answer.get("results"))
     if not given:
         reasons = [item["reason"] for item in answer["unavailable"]]
-        for reason in reasons or ["no node keeps a model yet"]:
+        for reason in dict.fromkeys(reasons) or ["no node keeps a model yet"]:
             print(f"icos-fl-client: {reason}", file=sys.stderr)
         sys.exit(1)
 
@@ -39,8 +39,8 @@ def _answer(arguments: argparse.Namespace) -> dict[str, Any]:
         connect(store_settings(arguments.store)) as store,
         ProcessorClient(arguments.processor, wait_for_ready=False) as processor,
     ):
-        nodes = arguments.node or processor.nodes()
-        metrics = arguments.metric or _columns(store, nodes)
+        nodes = list(dict.fromkeys(arguments.node or processor.nodes()))
+        metrics = list(dict.fromkeys(arguments.metric or _columns(store, nodes)))
         judge = Judge(store, processor)
         if arguments.command == "forecast":
             return judge.forecast(nodes, metrics)
@@ -48,12 +48,16 @@ def _answer(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _columns(store: Store, nodes: list[str]) -> list[str]:
-    """Columns of the nodes' windows for which any of them keeps a model."""
-    columns = {column for node in nodes for column in store.window(node).info().columns}
+    """Columns of the nodes' windows for which any of them keeps a model.
+
+    Raises UnknownNode if there is no window of any of them.
+    """
+    there = sorted(set(nodes) & set(store.nodes())) or nodes
+    columns = {column for node in there for column in store.window(node).info().columns}
     return sorted(
         column
         for column in columns
-        if any(store.model_state(node, column).get() is not None for node in nodes)
+        if any(store.model_state(node, column).get() is not None for node in there)
     )
 
 

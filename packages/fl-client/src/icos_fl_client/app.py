@@ -9,7 +9,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, 
 from flwr.clientapp import ClientApp
 from icos_fl.federation.v1 import records
 
-from icos_fl_client.errors import ClientError
+from icos_fl_client.errors import ClientError, NoSequences
 from icos_fl_client.processor_client import ProcessorClient
 from icos_fl_client.settings import NodeConfig, RunConfig, parse
 
@@ -41,14 +41,18 @@ def train(message: Message, context: Context) -> Message:
         _evaluate_and_keep(learner, message.content, config, reply)
         for metric in _names(config, "train-metrics"):
             with _missing(reply, metric):
-                weights, metrics = learner.train(
-                    metric,
-                    _weights(message.content, metric),
-                    _number(config, "server-round"),
-                    float(config.get("proximal-mu", 0.0)),  # type: ignore[arg-type]
-                )
-                if weights:
-                    reply[records.arrays(metric)] = _array_record(weights)
+                received = _weights(message.content, metric)
+                try:
+                    weights, metrics = learner.train(
+                        metric,
+                        received,
+                        _number(config, "server-round"),
+                        float(config.get("proximal-mu", 0.0)),  # type: ignore[arg-type]
+                    )
+                except NoSequences:
+                    reply[records.train(metric)] = MetricRecord({records.NUM_EXAMPLES: 0})
+                    raise
+                reply[records.arrays(metric)] = _array_record(weights)
                 reply[records.train(metric)] = MetricRecord(dict(metrics))
 
     return _reply(message, context, answer)

@@ -18,4 +18,8 @@ class ProcessorUnavailable(ClientError):
 
 
 class WrongWeights(ClientError):
-    """Weights that do not fit the model; the message names the tensor and both shapes."""
+    """Weights that the model cannot take; the message names the tensor, and shapes that differ."""
+
+
+class NotFinite(ClientError):
+    """A model whose forecasts are not all numbers, so that none of them can be judged."""

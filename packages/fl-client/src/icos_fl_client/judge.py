@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from icos_fl_timeseries_store import ModelVersion, Store
+from icos_fl_timeseries_store import ModelVersion, Store, UnknownNode
 from numpy.typing import NDArray
 
 from icos_fl_client import forecasts
 from icos_fl_client.data import Run, Scale, Sequences
-from icos_fl_client.errors import ClientError, NoSequences
+from icos_fl_client.errors import ClientError, NoSequences, NotFinite
 from icos_fl_client.models import ModelError
 from icos_fl_client.node import build_model, load_weights
 from icos_fl_client.processor_client import ProcessorClient, Query
@@ -57,11 +57,17 @@ class Judge:
                 try:
                     version = self._store.model_state(node, metric).get()
                     if version is None:
-                        raise NoSequences(f"{node} keeps no model of {metric}")
+                        raise self._no_model(node, metric)
                     answers.append({"node": node, "metric": metric} | judge(node, metric, version))
-                except (ClientError, ModelError) as error:
+                except (ClientError, ModelError, UnknownNode) as error:
                     unavailable.append({"node": node, "metric": metric, "reason": str(error)})
         return answers, unavailable
+
+    def _no_model(self, node: str, metric: str) -> NoSequences | UnknownNode:
+        nodes = self._processor.nodes()
+        if node not in nodes:
+            return UnknownNode(node, nodes)
+        return NoSequences(f"{node} keeps no model of {metric}")
 
     def _forecast(self, node: str, metric: str, version: ModelVersion) -> Answer:
         model, query = _restore(node, metric, version)
@@ -75,6 +81,8 @@ class Judge:
             horizon=query.horizon,
         )
         forecast = forecasts.forecast(model, latest.rows_lf, errors)
+        if not np.isfinite(forecast.yhat_h).all():
+            raise _not_finite(node, metric, version)
         first = latest.last_time_ns + latest.interval_ns
         created = version.metadata.get("created-unix-s", math.nan)
         return {
@@ -103,6 +111,8 @@ class Judge:
                 f"{node}: {metric} has no sequence of {query.lookback + query.horizon} steps "
                 "without a gap in the part that no node trained on"
             )
+        if not math.isfinite(result.mae):
+            raise _not_finite(node, metric, version)
         deviation = sequences.scale.standard_deviation
         mae = {
             "federated": result.mae * deviation,
@@ -130,6 +140,13 @@ def _restore(node: str, metric: str, version: ModelVersion) -> tuple[torch.nn.Mo
     model = build_model(run, metric)
     load_weights(model, dict(version.weights))
     return model, run.query(node, metric)
+
+
+def _not_finite(node: str, metric: str, version: ModelVersion) -> NotFinite:
+    return NotFinite(
+        f"{node}: the model of {metric} from round {version.round} forecasts values that are not "
+        "finite"
+    )
 
 
 def _steps(runs: list[Run]) -> list[forecasts.Run]:

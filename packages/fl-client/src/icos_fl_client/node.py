@@ -53,6 +53,8 @@ def load_weights(model: torch.nn.Module, weights: Mapping[str, NDArray[np.float3
                 f"tensor {name!r} of the weights has shape {given.get(name, 'none')}, "
                 f"the model's has {expected.get(name, 'none')}"
             )
+        if not np.isfinite(weights[name]).all():
+            raise WrongWeights(f"tensor {name!r} of the weights is not finite")
     model.load_state_dict({name: torch.tensor(array) for name, array in weights.items()})
 
 
@@ -121,13 +123,13 @@ class Learner:
     def train(
         self, metric: str, weights: Weights, server_round: int, proximal_mu: float
     ) -> tuple[Weights, Metrics]:
-        """Train *weights* on the training part. Without a sequence: no weights, 0 examples."""
-        try:
-            sequences = self._fetch(metric)
-        except NoSequences:
-            return {}, {"num-examples": 0}
+        """Train *weights* on the training part; raises NoSequences if it has no sequence."""
+        sequences = self._fetch(metric)
         if not sequences.train_sequences:
-            return {}, {"num-examples": 0}
+            raise NoSequences(
+                f"{self.node.node_name}: {metric} has no sequence of "
+                f"{self.run.time_step + self.run.horizon} steps without a gap in its training part"
+            )
         model = build_model(self.run, metric)
         load_weights(model, weights)
         result = training.train(
