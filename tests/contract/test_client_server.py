@@ -176,25 +176,31 @@ class Flower:
         return done.stdout
 
     def stop(self) -> None:
-        """End every process with its descendants, which Flower starts in sessions of their own."""
-        family = list(self.processes)
-        descendants = []
-        for process in family:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                descendants += psutil.Process(process.pid).children(recursive=True)
-        for process in reversed(family):
+        """End every process, and what Flower started for it: a SuperExec starts ClientApps in
+        sessions of their own until it has seen that its SuperNode is gone."""
+        for process in reversed(self.processes):
             process.terminate()
-        for process in reversed(family):
+        for process in reversed(self.processes):
             try:
                 process.wait(15)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-        _, alive = psutil.wait_procs(descendants, 5)
-        for descendant in alive:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                descendant.kill()
-        psutil.wait_procs(alive, 5)
+        while left := self._left():
+            for process in left:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+            psutil.wait_procs(left, 5)
+
+    def _left(self) -> list[psutil.Process]:
+        """Processes with this federation's own FLWR_HOME."""
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+                home = process.environ().get("FLWR_HOME")
+                if home == self.env["FLWR_HOME"] and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+        return found
 
     def _listens(self) -> bool:
         assert self.processes[0].poll() is None, self.logs()

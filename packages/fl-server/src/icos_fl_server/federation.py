@@ -104,8 +104,7 @@ class Federation:
 
     def _introduce(self, ids: Iterable[int]) -> dict[str, Reply]:
         """Ask nodes for their names and for what they can learn; who is silent is left out."""
-        seconds = min(self._config.node_timeout, self._config.round_timeout)
-        answers = exchange(self._grid, [self._query(i) for i in ids], seconds)
+        answers = exchange(self._grid, [self._query(i) for i in ids], self._config.node_timeout)
         return self._admit(answers)
 
     def _query(self, node_id: int) -> Message:
@@ -418,7 +417,8 @@ class Federation:
     def _request(
         self, kind: str, node_id: int, config: Mapping[str, Any], arrays: dict[str, ArrayRecord]
     ) -> Message:
-        ttl = self._config.round_timeout + TTL_SLACK_SECONDS
+        longest = max(self._config.round_timeout, self._config.node_timeout)
+        ttl = longest + TTL_SLACK_SECONDS
         return request(kind, node_id, config, arrays, ttl)
 
     def _tell(self, name: str, cause: str) -> None:
