@@ -109,6 +109,16 @@ def test_a_window_survives_a_clean_stop_of_the_backend_under_a_writer(running, n
         assert until_available(lambda: seconds_of(store.window(node))) == [1]
 
 
+def test_a_window_survives_a_key_value_store_that_stops_first(running, store, node):
+    append(store, [1], node)
+    for service in ("kv", "backend"):
+        running.processes[service].terminate()
+        running.processes[service].wait(40)
+    for service in ("kv", "backend"):
+        running.start(service)
+    assert until_available(lambda: seconds_of(store.window(node))) == [1]
+
+
 def test_a_killed_backend_starts_again_and_is_used_again(running, store, node):
     append(store, [1], node)
     end_backend(running, signal.SIGKILL)

@@ -9,7 +9,7 @@ import tempfile
 import time
 import warnings
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import valkey
 from pydantic import Field
@@ -78,8 +78,27 @@ def serve(service: Service, settings: ServiceSettings) -> None:
     _prepare_kv(folder, settings)
     # dataClay's settings look for secrets in a folder that only containers have.
     warnings.filterwarnings("ignore", message='directory "/run/secrets" does not exist')
+    if service == "backend":
+        _flush_before_leaving()
     sys.argv = [f"dataclay.{service}"]
     runpy.run_module(f"dataclay.{service}", run_name="__main__", alter_sys=True)
+
+
+def _flush_before_leaving() -> None:
+    """Have a backend that stops write its objects before anything else.
+
+    dataClay leaves the key-value store first, and where that has stopped already, as when all
+    services are told to stop at once, it ends there with nothing written.
+    """
+    from dataclay.runtime import BackendRuntime
+
+    leave = BackendRuntime.stop
+
+    async def stop(self: Any) -> None:
+        await self.data_manager.flush_all()
+        await leave(self)
+
+    BackendRuntime.stop = stop
 
 
 def _check_port(service: Service, settings: ServiceSettings) -> None:
