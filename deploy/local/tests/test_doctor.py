@@ -115,7 +115,7 @@ def test_a_folder_of_another_user_is_one_line_with_folder_uid_and_cure(open_fold
         )
         assert ended.returncode == 1
         assert line.endswith(
-            f"bad  state folder: {state} cannot be written by uid {STRANGER}: {state} "
+            f"bad state folder: {state} cannot be written by uid {STRANGER}: {state} "
             f"(owner uid 0): permission denied; run 'sudo chown -R {STRANGER} {state}', "
             "or give another --state-dir"
         )

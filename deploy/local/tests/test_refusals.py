@@ -57,6 +57,9 @@ def taken_port() -> Iterator[int]:
         (["--port", "bridge=0"], "with a port from 1 to 65535"),
         (["--port", "bric=4317"], "--port bric=…: no such component; there are: valkey, metadata"),
         (["--source", "host"], "--traces is for --source replay"),
+        (["-c", "train-test-split=3"], "train-test-split=3.0: Input should be less than or equal"),
+        (["-c", "strategy=Magic"], "strategy='Magic': no such strategy; there are FedAvg, FedProx"),
+        (["-c", "resume=nowhere"], "resume=nowhere: no such folder"),
     ],
 )
 def test_up_refuses(folder: Path, arguments: list[str], line: str) -> None:

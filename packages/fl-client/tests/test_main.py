@@ -216,3 +216,15 @@ def test_what_to_do_must_be_said(command):
 
     assert ended.code == 2
     assert "required: command" in ended.err
+
+
+def test_a_run_configuration_can_be_checked_without_a_run(command, tmp_path):
+    file = tmp_path / "run.toml"
+    file.write_text('metric = "cpu_usage"\nlearning-rate = 20.0\n')
+    ended = command("check", str(file))
+    assert ended.code == 2
+    (line,) = ended.err.splitlines()
+    assert line.startswith("bad run config: learning-rate=20.0: ")
+
+    file.write_text('metric = "cpu_usage"\n')
+    assert command("check", str(file)).code == 0

@@ -1,5 +1,7 @@
 """The server's keys of the run configuration: defaults, ranges, and what is said of bad values."""
 
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -60,3 +62,28 @@ def test_the_store_is_where_its_address_says():
 def test_settings_cannot_be_changed():
     with pytest.raises(ValueError, match="frozen"):
         RunConfig.model_validate({"metric": "cpu"}).strategy = "Krum"
+
+
+@pytest.mark.parametrize(
+    ("config", "status", "said"),
+    [
+        ('metric = "cpu_usage"', 0, ""),
+        ('metric = "cpu_usage"\nfraction-fit = 2.0', 2, "fraction-fit=2.0"),
+        ('metric = "cpu_usage"\nresume = "nowhere"', 2, "resume=nowhere: no such folder"),
+        ("metric =", 2, "Invalid value"),
+    ],
+)
+def test_a_run_configuration_can_be_checked_without_a_run(tmp_path, config, status, said):
+    file = tmp_path / "run.toml"
+    file.write_text(config)
+    ended = subprocess.run(
+        [sys.executable, "-m", "icos_fl_server", "check", str(file)],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        timeout=60,
+        check=False,
+    )
+    assert ended.returncode == status
+    assert len(ended.stderr.splitlines()) == (1 if said else 0)
+    assert said in ended.stderr

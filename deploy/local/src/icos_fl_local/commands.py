@@ -114,6 +114,7 @@ def train(
         merged["result-dir"] = asked["result-dir"]
     with Progress(to(as_json)) as progress, Supervisor(state.logs, deployment.env()) as supervisor:
         config = new_config(deployment, merged, metrics, description["sampling_seconds"])
+        run.check(config)
         result = train_and_judge(
             deployment,
             supervisor,

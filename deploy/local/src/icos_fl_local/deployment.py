@@ -86,6 +86,7 @@ class Deployment:
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{env.get('PATH', os.defpath)}",
             "FLWR_HOME": str(self.state.flower),
             "FLWR_TELEMETRY_ENABLED": "0",
+            "FLWR_DISABLE_UPDATE_CHECK": "1",
             "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
             # Nodes share the machine: more threads than cores would only wait for each other.
             "OMP_NUM_THREADS": threads,

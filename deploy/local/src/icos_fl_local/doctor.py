@@ -32,8 +32,8 @@ class Check:
     def line(self) -> str:
         """For people."""
         if self.ok:
-            return f"ok   {self.name}: {self.found}"
-        return f"bad  {self.name}: {self.found}; {self.cure}"
+            return f"ok  {self.name}: {self.found}"
+        return f"bad {self.name}: {self.found}; {self.cure}"
 
     def as_json(self) -> dict[str, object]:
         """For programs."""

@@ -1,13 +1,15 @@
 """One federated run: submit it to the SuperLink, follow its history, judge what came out."""
 
 import json
+import subprocess
+import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from icos_fl_local.deployment import Deployment, script
-from icos_fl_local.errors import Interrupted, LocalError
+from icos_fl_local.deployment import Deployment, module, script
+from icos_fl_local.errors import Interrupted, LocalError, UsageError
 from icos_fl_local.progress import Progress
 from icos_fl_local.run_config import FLOWER_APP, Value, to_toml
 from icos_fl_local.supervisor import Supervisor, log_tail
@@ -48,6 +50,29 @@ def train(
             f"the run failed: {history['reason']}; log: {supervisor.log_path('superlink')}"
         )
     return history
+
+
+def check(config: Mapping[str, Value]) -> None:
+    """Ask server and client whether they take *config*, before anything starts.
+
+    Raises UsageError with the first one's own words.
+    """
+    with tempfile.NamedTemporaryFile("w", suffix=".toml") as file:
+        file.write(to_toml(config))
+        file.flush()
+        asked = [
+            subprocess.Popen(
+                (*module(name), "check", file.name),
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for name in ("icos_fl_server", "icos_fl_client")
+        ]
+        answers = [(process.communicate()[1], process.returncode) for process in asked]
+    for said, status in answers:
+        if status:
+            raise UsageError(said.strip().splitlines()[-1])
 
 
 def judge(

@@ -148,6 +148,11 @@ def up(options: Options) -> int:
     metrics = asked_metrics(options, overrides)
     if source.columns:
         metrics = run_config.choose_metrics(metrics, source.columns)
+    run.check(
+        run_config.complete(
+            overrides, metrics or ["cpu_usage"], len(source.nodes), source.sampling_seconds, ""
+        )
+    )
     ports = assign_ports(component_names(source.nodes), given_ports)
     options.out.mkdir(parents=True, exist_ok=True)  # rather refused now than after the training
     state = StateFolder(options.state_folder)

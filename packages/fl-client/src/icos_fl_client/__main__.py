@@ -1,20 +1,25 @@
-"""``icos-fl-client``: forecast and backtest with the models that the nodes keep."""
+"""``icos-fl-client``: forecast and backtest with the kept models; check a run configuration."""
 
 import argparse
 import json
 import sys
+import tomllib
+from pathlib import Path
 from typing import Any
 
 from icos_fl_timeseries_store import Store, StoreError, connect
 
 from icos_fl_client.errors import ClientError
 from icos_fl_client.processor_client import ProcessorClient
-from icos_fl_client.settings import address, store_settings
+from icos_fl_client.settings import RunConfig, address, parse, store_settings
 
 
 def main() -> None:
     """Parse the command line, print the answer; exit 1 if there is none for any node and metric."""
     arguments = _parser().parse_args()
+    if arguments.command == "check":
+        _check(arguments.file)
+        return
     try:
         answer = _answer(arguments)
     except (ClientError, StoreError) as error:
@@ -30,6 +35,15 @@ def main() -> None:
         for reason in dict.fromkeys(reasons) or ["no node keeps a model yet"]:
             print(f"icos-fl-client: {reason}", file=sys.stderr)
         sys.exit(1)
+
+
+def _check(file: Path) -> None:
+    """Exit with 2 and one line for a run configuration that the ClientApp does not take."""
+    try:
+        parse(RunConfig, tomllib.loads(file.read_text(encoding="utf-8")), "run config")
+    except (ClientError, OSError, ValueError) as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
 
 
 def _answer(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -108,6 +122,8 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--node", action="append", help="one node; may be given again")
         command.add_argument("--metric", action="append", help="one metric; may be given again")
         command.add_argument("--json", action="store_true", help="JSON on standard output")
+    check = commands.add_parser("check", help="check a run configuration without running it")
+    check.add_argument("file", type=Path, help="TOML, as flwr run --run-config takes it")
     return parser
 
 

@@ -96,7 +96,8 @@ def parse(run_config: Mapping[str, Any]) -> RunConfig:
         return RunConfig.model_validate(dict(run_config))
     except ValidationError as error:
         problems = [
-            f"{'.'.join(map(str, item['loc']))}={item['input']!r}: {item['msg']}"
+            f"{'.'.join(map(str, item['loc']))}={item['input']!r}: "
+            f"{item['msg'].removeprefix('Value error, ')}"
             for item in error.errors()
         ]
         raise ServerError(f"bad run config: {'; '.join(problems)}") from None
