@@ -7,6 +7,7 @@ its default in force: ``load`` refuses it instead.
 import difflib
 import os
 import sys
+from pathlib import Path
 from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -63,7 +64,8 @@ def load_or_exit(settings_class: type[S]) -> S:
     try:
         return load(settings_class)
     except SettingsError as error:
-        print(f"bad settings:\n{error}", file=sys.stderr)
+        for problem in str(error).splitlines():
+            print(f"{Path(sys.argv[0]).name}: {problem}", file=sys.stderr)
         raise SystemExit(2) from None
 
 
