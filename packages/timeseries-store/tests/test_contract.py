@@ -171,6 +171,15 @@ def test_rows_that_no_window_holds_are_refused_by_value(store, node, columns, ti
     assert len(window.read().times_ns_t) == 0
 
 
+@pytest.mark.parametrize("name", ["", "a b", "a/b", "-a", "é", "x" * 201])
+def test_a_name_that_no_store_has_is_refused_by_value(store, name):
+    for use in (store.create_window, store.window, lambda name: store.model_state(name, "cpu")):
+        with pytest.raises(InvalidRows) as error:
+            use(name)
+        assert name in str(error.value)
+        assert "200" in str(error.value)
+
+
 def test_an_unknown_node_is_named_beside_the_known_ones(store, node):
     store.create_window(node)
     with pytest.raises(UnknownNode) as error:

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import io
 import logging
-import re
 import threading
 import time
 import warnings
@@ -40,11 +39,8 @@ from icos_fl_timeseries_store.contract import (  # noqa: E402
     Window,
     WindowInfo,
 )
-from icos_fl_timeseries_store.errors import (  # noqa: E402
-    InvalidRows,
-    StoreUnavailable,
-    UnknownNode,
-)
+from icos_fl_timeseries_store.errors import StoreUnavailable, UnknownNode  # noqa: E402
+from icos_fl_timeseries_store.names import checked_name  # noqa: E402
 from icos_fl_timeseries_store.settings import StoreSettings  # noqa: E402
 
 if _plain_root:  # dataClay tells every call at INFO, to whoever imports it
@@ -55,7 +51,6 @@ T = TypeVar("T")
 _log = logging.getLogger(__name__)
 _WINDOW: Final = "window."
 _MODEL: Final = "model."
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@-]{0,199}")
 _DATASET: Final = "admin"
 # By type, not by text: gRPC says "not found" of a host too, whose objects may be safe on its disk.
 _MISSING = (AliasDoesNotExistError, DoesNotExistError, ObjectNotFound)
@@ -237,21 +232,13 @@ class _Stored:
             self._store.call(get_runtime().metadata_service.delete_alias(self._alias, _DATASET))
 
 
-def _checked_name(name: str) -> str:
-    if not _NAME.fullmatch(name):
-        raise InvalidRows(
-            f"name {name!r}; it must be 1 to 200 letters, digits and ._:@-, one of the former first"
-        )
-    return name
-
-
 class DataClayWindow:
     """A Window whose rows are in the backend."""
 
     def __init__(self, store: DataClayStore, node: str, make: Callable[[], Any] | None) -> None:
         self._store = store
         self._node = node
-        self._stored = _Stored(store, _WINDOW + _checked_name(node), make)
+        self._stored = _Stored(store, _WINDOW + checked_name(node), make)
 
     def _call(self, method: str, *args: Any, extra_seconds: float = 0.0) -> Any:
         try:
@@ -292,7 +279,7 @@ class DataClayModelState:
     """A ModelState in the backend."""
 
     def __init__(self, store: DataClayStore, name: str) -> None:
-        self._stored = _Stored(store, _MODEL + _checked_name(name), model.ModelState)
+        self._stored = _Stored(store, _MODEL + checked_name(name), model.ModelState)
 
     def put(self, version: ModelVersion, *, best: bool = False) -> None:
         self._stored.call("put", version, best)

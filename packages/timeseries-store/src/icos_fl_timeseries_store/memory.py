@@ -17,6 +17,7 @@ from icos_fl_timeseries_store.contract import (
     WindowInfo,
 )
 from icos_fl_timeseries_store.errors import UnknownNode
+from icos_fl_timeseries_store.names import checked_name
 
 
 class MemoryWindow:
@@ -86,17 +87,18 @@ class MemoryStore:
 
     def create_window(self, node: str, capacity_rows: int = DEFAULT_CAPACITY_ROWS) -> Window:
         with self._lock:
-            window = self._windows.setdefault(node, MemoryWindow(capacity_rows))
+            window = self._windows.setdefault(checked_name(node), MemoryWindow(capacity_rows))
         window.resize(capacity_rows)
         return window
 
     def window(self, node: str) -> Window:
         with self._lock:
-            if node not in self._windows:
+            if checked_name(node) not in self._windows:
                 raise UnknownNode(node, sorted(self._windows))
             return self._windows[node]
 
     def model_state(self, owner: str, metric: str) -> ModelState:
+        checked_name(f"{owner}.{metric}")
         with self._lock:
             return self._models.setdefault((owner, metric), MemoryModelState())
 

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import runpy
+import signal
 import socket
 import sys
 import tempfile
@@ -80,6 +81,8 @@ def serve(service: Service, settings: ServiceSettings) -> None:
     warnings.filterwarnings("ignore", message='directory "/run/secrets" does not exist')
     if service == "backend":
         _flush_before_leaving()
+    if service == "proxy":  # it has no state, and no end of its own for SIGTERM
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     sys.argv = [f"dataclay.{service}"]
     runpy.run_module(f"dataclay.{service}", run_name="__main__", alter_sys=True)
 
