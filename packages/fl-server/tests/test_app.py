@@ -4,6 +4,7 @@ import builtins
 import json
 import socket
 import struct
+import time
 
 import pytest
 from icos_fl_server.errors import ServerError
@@ -120,11 +121,20 @@ def test_weights_and_biases_gets_one_run_a_metric_with_the_round_as_step(
     both = {"cpu_usage": 10, "power": 10}
     node = make_node("a", examples=both)
     run(node, metric="cpu_usage,power", use_wandb=True, num_server_rounds=2)
-    written = [wandb_file(path) for path in (tmp_path / "wandb").glob("offline-run-*/*.wandb")]
-    assert sorted(written, key=str) == [
+    expected = [
         ("ICOS-FL", "cpu_usage-ServerApp", [(1, 2.0), (2, 2.0)]),
         ("ICOS-FL", "power-ServerApp", [(1, 2.0), (2, 2.0)]),
     ]
+    # wandb's own process writes the files, and may end after the run that it serves.
+    deadline = time.monotonic() + 60
+    while (written := wandb_files(tmp_path)) != expected and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert written == expected
+
+
+def wandb_files(folder):
+    files = (folder / "wandb").glob("offline-run-*/*.wandb")
+    return sorted((wandb_file(path) for path in files), key=str)
 
 
 def wandb_file(path):
