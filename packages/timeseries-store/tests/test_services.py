@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -265,6 +266,42 @@ def test_a_folder_of_another_user_is_named_with_the_uid(tmp_path):
             os._exit(0 if "uid 4242" in str(error) and str(folder) in str(error) else 2)
         os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+@pytest.mark.skipif(
+    os.getuid() != 0 or shutil.which("unshare") is None, reason="mounting needs root and unshare"
+)
+@pytest.mark.parametrize(
+    ("mount", "reason"),
+    [
+        ("mount -t tmpfs -o size=4k none {0}; head -c 8192 /dev/zero > {0}/full", "No space left"),
+        ("mount -t tmpfs -o ro none {0}", "Read-only file system"),
+    ],
+)
+@pytest.mark.parametrize("service", ["kv", "backend"])
+def test_a_full_or_read_only_disk_is_one_line(tmp_path, service, mount, reason):
+    command = [sys.executable, "-m", "icos_fl_timeseries_store", "serve", service]
+    done = subprocess.run(
+        [
+            "unshare",
+            "--mount",
+            "sh",
+            "-c",
+            f'{mount.format(tmp_path)} 2>&-; exec "$@"',
+            "sh",
+            *command,
+        ],
+        env={**os.environ, "ICOS_FL_STORE_STATE_DIR": str(tmp_path / "state")},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 1
+    assert str(tmp_path / "state") in line
+    assert f"uid {os.getuid()}: {reason}" in line
+    assert "choose another folder" in line
 
 
 def test_a_misspelt_setting_is_refused_with_the_right_name(tmp_path):
