@@ -134,6 +134,21 @@ def test_before_the_store_answers_health_and_exports_say_so(run, export):
     bridge.export(export().gauge(POWER, (0, 1)))
 
 
+def test_an_unexpected_error_of_the_store_does_not_freeze_health(run, export):
+    there = threading.Event()
+
+    def connect() -> MemoryStore:
+        if not there.is_set():
+            raise ValueError("not an error that a store should raise")
+        return MemoryStore()
+
+    bridge = run(ready=False, connect=connect)
+    assert bridge.refusal(export().gauge(POWER, (0, 1))).code() == grpc.StatusCode.UNAVAILABLE
+    there.set()
+    bridge.wait_for_health("SERVING")
+    bridge.export(export().gauge(POWER, (0, 1)))
+
+
 def test_a_stopping_bridge_ends_the_exports_in_hand_and_is_not_serving(run, export, store):
     bridge = run()
     watch = bridge.health.Watch(health_pb2.HealthCheckRequest(), timeout=20)

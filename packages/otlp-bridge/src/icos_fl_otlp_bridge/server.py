@@ -94,9 +94,11 @@ class Server:
             try:
                 self._ask_store()
                 answers = True
-            except StoreError as error:
+            except Exception as error:  # else the probe ends, and health stays at its last word
                 answers = False
                 self._why_not = str(error)
+                if not isinstance(error, StoreError):
+                    log.exception("unexpected error of the store")
             if answers is not answered:
                 answered = answers
                 self._set_serving(answers)
