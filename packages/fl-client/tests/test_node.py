@@ -34,6 +34,20 @@ def model(values, **changes) -> torch.nn.Module:
     return build_model(run_config(values, **changes), "cpu_usage")
 
 
+def test_a_node_without_a_store_asks_none_to_keep_the_model(
+    node, processor, small_run, monkeypatch
+):
+    values = node.model_dump(by_alias=True) | {"store-address": ""}
+    nowhere = parse(NodeConfig, values, "node config")
+    learner = Learner(nowhere, run_config(small_run), processor)
+    asked = []
+    monkeypatch.setattr("icos_fl_client.node.connect", asked.append)
+
+    learner.keep({"cpu_usage": weights_of(model(small_run))}, 1)
+
+    assert asked == []
+
+
 def test_weights_that_are_put_in_come_out_again(small_run):
     weights = weights_of(model(small_run, seed=1))
     other = model(small_run, seed=2)

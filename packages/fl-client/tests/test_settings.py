@@ -27,6 +27,10 @@ def test_a_node_says_who_and_where_it_is():
     assert (node.store.host, node.store.port, node.threads) == ("127.0.0.1", 16587, 2)
 
 
+def test_a_node_without_a_store_says_so_with_an_empty_address():
+    assert parse(NodeConfig, NODE | {"store-address": ""}, "node config").store is None
+
+
 def test_every_missing_key_of_a_node_is_named():
     assert refusal(NodeConfig, {}, "node config") == (
         "bad node config: node-name is missing; processor-address is missing; "

@@ -153,7 +153,10 @@ class Learner:
         """Keep the global models in the node's own store, to forecast from with the server gone.
 
         A store that is down costs the forecasts their newest model, not the federation its node.
+        Without a store nothing is kept.
         """
+        if self.node.store is None:
+            return
         try:
             with connect(self.node.store) as store:
                 for metric, weights in received.items():

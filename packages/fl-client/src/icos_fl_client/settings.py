@@ -38,6 +38,8 @@ def address(value: str) -> str:
 
 
 Address = Annotated[str, AfterValidator(address)]
+AddressOrNone = Annotated[str, AfterValidator(lambda value: address(value) if value else value)]
+"""host:port, or empty for nowhere."""
 
 
 def _hyphenated(name: str) -> str:
@@ -53,14 +55,15 @@ class NodeConfig(BaseModel):
     """The node, as the bridge names it."""
     processor_address: Address
     """Where the processor is."""
-    store_address: Address
-    """Where dataClay's metadata service is."""
+    store_address: AddressOrNone
+    """Where dataClay's metadata service is; empty, and the node keeps no model to forecast from."""
     threads: int = Field(default=0, ge=0)
     """Threads of torch; 0 lets torch choose. Nodes that share a machine should share its cores."""
 
     @property
-    def store(self) -> StoreSettings:
-        return store_settings(self.store_address)
+    def store(self) -> StoreSettings | None:
+        """Where the node's model state goes; None for nowhere."""
+        return store_settings(self.store_address) if self.store_address else None
 
 
 class RunConfig(BaseModel):
