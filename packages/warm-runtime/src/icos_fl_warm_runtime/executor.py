@@ -1,0 +1,145 @@
+"""A Flower executor that has its tasks forked by a warm worker, and tells their deaths at once."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from contextlib import suppress
+from logging import WARNING
+from pathlib import Path
+from typing import Any
+
+from flwr.supercore import log
+from flwr.supercore.superexec.executor import ExecutionSpec, LaunchResult
+from flwr.supercore.superexec.executor.subprocess_executor import SubprocessExecutor
+
+from icos_fl_warm_runtime import flower
+from icos_fl_warm_runtime.pace import Pace
+from icos_fl_warm_runtime.worker import ENTRY_POINTS, ending
+
+TAKEN_SECONDS = 120.0
+"""Until a worker that has to import everything must have taken a task."""
+
+_POLL_SECONDS_MAX = 1.0
+"""As often as Flower's SuperExec asks a host that does not hold its requests."""
+
+
+class ForkExecutor(SubprocessExecutor):
+    """ServerApps and ClientApps from a warm worker each; whatever else as Flower starts it."""
+
+    def __init__(self) -> None:
+        self._workers: dict[str, _Worker] = {}
+        self._refused: set[str] = set()
+        self._pace = Pace(_POLL_SECONDS_MAX)
+        self._kept = Path(tempfile.mkdtemp(prefix="icos-fl-"))
+
+    def reconcile(self) -> None:
+        """Called before each question for a task, which a warm host holds."""
+        self._pace.sleep()
+
+    def launch(self, spec: ExecutionSpec) -> LaunchResult:
+        """Have the task forked. Raises nothing: what cannot be forked starts as Flower does it."""
+        self._pace.start_again()
+        command = flower.command_of(spec)
+        if command not in ENTRY_POINTS or command in self._refused:
+            return super().launch(spec)
+        refusal = ""
+        for _ in range(2):  # a worker may end of idleness just as the task comes
+            worker = self._workers.get(command)
+            if worker is None or worker.is_over:
+                worker = self._workers[command] = _Worker(command, self._kept)
+            if worker.take(spec):
+                return LaunchResult.accepted()
+            refusal = worker.refusal
+            if refusal:
+                break
+        self._refused.add(command)
+        log(
+            WARNING,
+            "The warm worker of %s: %s. Its tasks are started cold from now on",
+            command,
+            refusal or "it ended before it had a task",
+        )
+        return super().launch(spec)
+
+    def close(self) -> None:
+        """End the workers, and with them their tasks."""
+        for worker in self._workers.values():
+            worker.close()
+        shutil.rmtree(self._kept, ignore_errors=True)
+
+
+class _Worker:
+    """A worker process, and the tasks that it has."""
+
+    def __init__(self, command: str, kept: Path) -> None:
+        self.refusal = ""
+        """Why it takes no task."""
+        self.is_over = False
+        self._ordered: dict[int, ExecutionSpec] = {}
+        self._running: dict[int, ExecutionSpec] = {}
+        self._changed = threading.Condition()
+        self._connection, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(
+                [
+                    *(sys.executable, "-m", "icos_fl_warm_runtime.worker"),
+                    *(str(theirs.fileno()), command, str(kept)),
+                ],
+                pass_fds=[theirs.fileno()],
+                # One thread until it forks: numpy's pool would be a second one.
+                env=os.environ | {"OPENBLAS_NUM_THREADS": "1"},
+            )
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def take(self, spec: ExecutionSpec) -> bool:
+        """Give it a task; False if it ends or refuses before it has forked one."""
+        order = {
+            "task_id": spec.task_id,
+            "arguments": flower.arguments_of(spec),
+            "quiet": spec.suppress_output,
+        }
+        with self._changed:
+            self._ordered[spec.task_id] = spec
+            with suppress(OSError):  # it is ending, which the listener finds out
+                self._connection.sendall(json.dumps(order).encode() + b"\n")
+            self._changed.wait_for(
+                lambda: spec.task_id not in self._ordered or self.is_over, TAKEN_SECONDS
+            )
+            return self._ordered.pop(spec.task_id, None) is None
+
+    def close(self) -> None:
+        """End it; its tasks are told to end."""
+        self._running.clear()
+        self._connection.shutdown(socket.SHUT_RDWR)
+
+    def _listen(self) -> None:
+        with self._connection, self._connection.makefile("rb") as lines:
+            try:
+                for line in lines:
+                    self._hear(json.loads(line))
+            except (OSError, ValueError):
+                pass  # cut off in mid-line by its death
+        status = self._process.wait()
+        with self._changed:
+            lost, self._running = self._running, {}
+            self.is_over = True
+            self._changed.notify_all()
+        for spec in lost.values():
+            flower.report_death(spec, f"the worker that it was forked from: {ending(status)}")
+
+    def _hear(self, fact: dict[str, Any]) -> None:
+        with self._changed:
+            if "refused" in fact:
+                self.refusal = fact["refused"]
+            elif "taken" in fact:
+                self._running[fact["taken"]] = self._ordered.pop(fact["taken"])
+                self._changed.notify_all()
+            elif "ended" in fact:
+                spec = self._running.pop(fact["ended"], None)
+        if fact.get("how") and spec is not None:
+            flower.report_death(spec, fact["how"])
