@@ -12,13 +12,16 @@ from icos_fl_processor.errors import (
     TooManyWatchers,
     UnknownColumn,
 )
+from icos_fl_processor.increments import Piece
 from icos_fl_processor.processor import (
     Change,
     Chunk,
     Description,
     Latest,
     Processor,
+    RunOfSteps,
     Sequences,
+    Update,
 )
 from icos_fl_processor.series import ColumnStatistics, Part, SeriesSpec
 from icos_fl_processor.windows import denormalise, normalise, resample, sliding_windows
@@ -31,14 +34,17 @@ __all__ = [
     "InvalidSeries",
     "Latest",
     "Part",
+    "Piece",
     "Processor",
     "ProcessorError",
+    "RunOfSteps",
     "Sequences",
     "SeriesSpec",
     "StepTooShort",
     "TooFewRows",
     "TooManyWatchers",
     "UnknownColumn",
+    "Update",
     "denormalise",
     "normalise",
     "resample",

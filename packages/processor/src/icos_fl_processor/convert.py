@@ -6,7 +6,16 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from icos_fl.processor.v1 import processor_service_pb2 as pb
 
 from icos_fl_processor.errors import InvalidSeries
-from icos_fl_processor.processor import Change, Chunk, Description, Latest, Sequences
+from icos_fl_processor.increments import Piece
+from icos_fl_processor.processor import (
+    Change,
+    Chunk,
+    Description,
+    Latest,
+    RunOfSteps,
+    Sequences,
+    Update,
+)
 from icos_fl_processor.series import ColumnStatistics, Part, SeriesSpec
 from icos_fl_processor.windows import Rows32
 
@@ -67,7 +76,7 @@ def description(found: Description) -> pb.DescribeWindowResponse:
     )
 
 
-def header(found: Sequences) -> pb.GetSequencesResponse:
+def header(found: Sequences | Update) -> pb.GetSequencesResponse:
     """The first message of GetSequences."""
     return pb.GetSequencesResponse(
         header=pb.SequencesHeader(
@@ -75,6 +84,7 @@ def header(found: Sequences) -> pb.GetSequencesResponse:
             interval=_duration(found.interval_ns),
             train_sequences=found.train_sequences,
             validation_sequences=found.validation_sequences,
+            version=found.version if isinstance(found, Update) else b"",
         )
     )
 
@@ -86,6 +96,29 @@ def chunk(found: Chunk) -> pb.GetSequencesResponse:
             split=_SPLITS[found.part],
             first_time=_time(found.first_time_ns),
             rows=_bytes(found.rows_sf),
+        )
+    )
+
+
+def piece(found: Piece) -> pb.GetSequencesResponse:
+    """Steps of an update: kept ones, or new ones in the columns' units."""
+    return pb.GetSequencesResponse(
+        piece=pb.StepsPiece(
+            kept_first=found.kept_first,
+            kept_steps=found.kept_steps,
+            values=np.ascontiguousarray(found.values_sf, "<f8").tobytes(),
+        )
+    )
+
+
+def run(found: RunOfSteps) -> pb.GetSequencesResponse:
+    """Where sequences can be cut from the steps of an update."""
+    return pb.GetSequencesResponse(
+        run=pb.StepsRun(
+            split=_SPLITS[found.part],
+            first_time=_time(found.first_time_ns),
+            first_step=found.steps.start,
+            steps=len(found.steps),
         )
     )
 

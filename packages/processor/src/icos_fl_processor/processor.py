@@ -8,6 +8,7 @@ import numpy as np
 from icos_fl_timeseries_store import Rows, Store, UnknownNode, Window, WindowInfo
 
 from icos_fl_processor.errors import InvalidSeries, StepTooShort, TooFewRows
+from icos_fl_processor.increments import Piece, pieces
 from icos_fl_processor.recent import Recent
 from icos_fl_processor.series import (
     ColumnStatistics,
@@ -66,6 +67,30 @@ class Sequences:
 
 
 @dataclass(frozen=True)
+class RunOfSteps:
+    """Consecutive steps of one part, as ``StepsRun`` in the proto."""
+
+    part: Part
+    first_time_ns: int
+    steps: range
+    """Where it lies among the steps that the pieces make."""
+
+
+@dataclass(frozen=True)
+class Update:
+    """The sequences of a series for who kept an earlier answer."""
+
+    columns: tuple[ColumnStatistics, ...]
+    interval_ns: int
+    train_sequences: int
+    validation_sequences: int
+    version: bytes
+    pieces: list[Piece]
+    """No piece of new steps is larger than a message."""
+    runs: Iterable[RunOfSteps]
+
+
+@dataclass(frozen=True)
 class Latest:
     """The newest *lookback* steps of a series."""
 
@@ -98,6 +123,7 @@ class Processor:
         self._message_bytes_max = message_bytes_max
         self._rows = Recent[Rows](CACHE_BYTES_MAX, _bytes_of_rows)
         self._series = Recent[Series](CACHE_BYTES_MAX, lambda series: series.nbytes)
+        self._given = Recent[Steps](CACHE_BYTES_MAX, _bytes_of_steps)
 
     def nodes(self) -> list[str]:
         """The nodes that have a window, sorted by name."""
@@ -151,21 +177,60 @@ class Processor:
         Raises UnknownColumn, StepTooShort, InvalidSeries for a sequence that no message can hold,
         and TooFewRows where there is no sequence in those parts.
         """
-        self._check_message(spec, spec.length)
-        info, rows = self._read(spec.node)
-        series = self._prepare(info, rows, spec)
-        counts = {part: series.sequences(part, spec) for part in Part}
-        wanted = [part for part in Part if part in set(wanted)]
-        statistics = series.statistics() if series.train_steps else ()
-        if not statistics or not any(counts[part] for part in wanted):
-            raise TooFewRows(_why_none(series, spec, wanted, info.capacity_rows))
+        wanted = _in_order(wanted)
+        series, counts, statistics = self._sequences(spec, wanted)
         return Sequences(
             statistics,
             series.steps.interval_ns,
             counts[Part.TRAIN],
             counts[Part.VALIDATION],
-            _Chunks(series, spec, wanted, min(CHUNK_BYTES, self._message_bytes_max - 1024)),
+            _Chunks(series, spec, wanted, self._chunk_bytes),
         )
+
+    def update(self, spec: SeriesSpec, kept: bytes, wanted: Iterable[Part] = Part) -> Update:
+        """The sequences of the *wanted* parts, for a client that has the steps of version *kept*.
+
+        All steps are new where no such version is remembered. Raises as ``sequences`` does.
+        """
+        wanted = _in_order(wanted)
+        series, counts, statistics = self._sequences(spec, wanted)
+        columns = (spec.node, spec.columns)
+        known = self._given.find((*columns, kept))
+        self._given.get((*columns, series.version), lambda: series.steps)
+        return Update(
+            statistics,
+            series.steps.interval_ns,
+            counts[Part.TRAIN],
+            counts[Part.VALIDATION],
+            series.version,
+            [part for piece in pieces(known, series.steps) for part in self._sendable(piece)],
+            _runs(series, spec, wanted),
+        )
+
+    def _sequences(
+        self, spec: SeriesSpec, wanted: list[Part]
+    ) -> tuple[Series, dict[Part, int], tuple[ColumnStatistics, ...]]:
+        self._check_message(spec, spec.length)
+        info, rows = self._read(spec.node)
+        series = self._prepare(info, rows, spec)
+        counts = {part: series.sequences(part, spec) for part in Part}
+        statistics = series.statistics() if series.train_steps else ()
+        if not statistics or not any(counts[part] for part in wanted):
+            raise TooFewRows(_why_none(series, spec, wanted, info.capacity_rows))
+        return series, counts, statistics
+
+    @property
+    def _chunk_bytes(self) -> int:
+        return min(CHUNK_BYTES, self._message_bytes_max - 1024)
+
+    def _sendable(self, piece: Piece) -> Iterator[Piece]:
+        """*piece*, its new steps cut to the size of a message."""
+        if piece.kept_steps:
+            yield piece
+        values_sf = piece.values_sf
+        steps_max = max(1, self._chunk_bytes // (values_sf.itemsize * values_sf.shape[1]))
+        for first in range(0, len(values_sf), steps_max):
+            yield Piece(0, 0, values_sf[first : first + steps_max])
 
     def latest(self, spec: SeriesSpec) -> Latest:
         """The newest lookback. Raises UnknownColumn, StepTooShort, InvalidSeries and TooFewRows."""
@@ -235,6 +300,18 @@ class _Chunks:
                     yield Chunk(part, first, rows_sf[chunk.start : chunk.stop])
 
 
+def _in_order(wanted: Iterable[Part]) -> list[Part]:
+    chosen = set(wanted)
+    return [part for part in Part if part in chosen]
+
+
+def _runs(series: Series, spec: SeriesSpec, wanted: list[Part]) -> Iterator[RunOfSteps]:
+    for part in wanted:
+        for run in series.runs[part]:
+            if len(run) >= spec.length:
+                yield RunOfSteps(part, int(series.steps.times_ns_s[run.start]), run)
+
+
 def _description(
     info: WindowInfo, rows: Rows, steps: Steps, interval_ns: int, **facts: object
 ) -> Description:
@@ -261,3 +338,7 @@ def _change(window: Window, after: int | None) -> tuple[Change, int]:
 
 def _bytes_of_rows(rows: Rows) -> int:
     return rows.times_ns_t.nbytes + rows.values_tf.nbytes
+
+
+def _bytes_of_steps(steps: Steps) -> int:
+    return steps.times_ns_s.nbytes + steps.values_sf.nbytes

@@ -40,6 +40,13 @@ class Recent(Generic[T]):
                     self._making.pop(key, None)
             return value
 
+    def find(self, key: Hashable) -> T | None:
+        """The value of *key*, or None if it is not kept."""
+        with self._lock:
+            if key in self._values:
+                self._values.move_to_end(key)
+            return self._values.get(key)
+
     def _keep(self, key: Hashable, value: T) -> None:
         with self._lock:
             self._values[key] = value

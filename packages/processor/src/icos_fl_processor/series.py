@@ -1,8 +1,10 @@
 """What is asked for, and a window's rows prepared for it."""
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
+from functools import cached_property
+from uuid import uuid4
 
 import numpy as np
 from icos_fl_timeseries_store import Rows
@@ -105,15 +107,21 @@ class Series:
     runs: dict[Part, list[range]]
     normalisation: Normalisation | None
     """None while the training part has no step."""
-    normalised_sf: Rows32
-    """Empty while the training part has no step."""
+    version: bytes = field(default_factory=lambda: uuid4().bytes)
+    """Names these steps, and no others."""
+
+    @cached_property
+    def normalised_sf(self) -> Rows32:
+        """Empty while the training part has no step."""
+        if self.normalisation is None:
+            return np.empty((0, len(self.columns)), np.float32)
+        return normalise(self.steps.values_sf, self.normalisation)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its arrays."""
-        return (
-            self.steps.times_ns_s.nbytes + self.steps.values_sf.nbytes + self.normalised_sf.nbytes
-        )
+        """Bytes of its arrays, the normalised one included."""
+        values_sf = self.steps.values_sf
+        return self.steps.times_ns_s.nbytes + values_sf.nbytes + values_sf.size * 4
 
     def sequences(self, part: Part, spec: SeriesSpec) -> int:
         """Usable sequences of a part."""
@@ -134,7 +142,10 @@ class Series:
 
 
 def prepare(rows: Rows, spec: SeriesSpec) -> Series:
-    """Resample, split and normalise *rows*. Raises UnknownColumn, StepTooShort or TooFewRows."""
+    """Resample and split *rows*, and find what normalises them.
+
+    Raises UnknownColumn, StepTooShort or TooFewRows.
+    """
     for column in spec.columns:
         if column not in rows.columns:
             raise UnknownColumn(spec.node, column, rows.columns)
@@ -143,11 +154,9 @@ def prepare(rows: Rows, spec: SeriesSpec) -> Series:
     border = train_steps(len(steps), spec.train_fraction)
     train, validation = parts(steps.runs, border)
     normalisation = None
-    normalised_sf = np.empty((0, len(places)), np.float32)
     if border:
         normalisation = statistics(steps.values_sf[:border])
         _check_finite(spec.columns, normalisation)
-        normalised_sf = normalise(steps.values_sf, normalisation)
     return Series(
         columns=spec.columns,
         units=tuple(rows.units[place] for place in places),
@@ -155,7 +164,6 @@ def prepare(rows: Rows, spec: SeriesSpec) -> Series:
         train_steps=border,
         runs={Part.TRAIN: train, Part.VALIDATION: validation},
         normalisation=normalisation,
-        normalised_sf=normalised_sf,
     )
 
 

@@ -72,9 +72,15 @@ class ProcessorServicer(pb_grpc.ProcessorServiceServicer):
         self, request: pb.GetSequencesRequest, context: grpc.ServicerContext
     ) -> Iterator[pb.GetSequencesResponse]:
         with _statuses(context):
-            found = self._processor().sequences(
-                convert.spec(request.series), convert.parts(list(request.splits))
-            )
+            processor = self._processor()
+            spec, parts = convert.spec(request.series), convert.parts(list(request.splits))
+            if request.HasField("kept"):
+                update = processor.update(spec, request.kept.version, parts)
+                yield convert.header(update)
+                yield from map(convert.piece, update.pieces)
+                yield from map(convert.run, update.runs)
+                return
+            found = processor.sequences(spec, parts)
             yield convert.header(found)
             yield from map(convert.chunk, found.chunks)
 

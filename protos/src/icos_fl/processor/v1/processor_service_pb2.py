@@ -26,15 +26,15 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n,icos_fl/processor/v1/processor_service.proto\x12\x14icos_fl.processor.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa5\x01\n\nSeriesSpec\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x10\n\x08\x66\x65\x61tures\x18\x02 \x03(\t\x12\x0f\n\x07targets\x18\x03 \x03(\t\x12\x10\n\x08lookback\x18\x04 \x01(\r\x12\x0f\n\x07horizon\x18\x05 \x01(\r\x12+\n\x08interval\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x16\n\x0etrain_fraction\x18\x07 \x01(\x01\"\x12\n\x10ListNodesRequest\"\"\n\x11ListNodesResponse\x12\r\n\x05nodes\x18\x01 \x03(\t\"2\n\x06\x43olumn\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04unit\x18\x02 \x01(\t\x12\x0c\n\x04rows\x18\x03 \x01(\x04\"I\n\x15\x44\x65scribeWindowRequest\x12\x30\n\x06series\x18\x01 \x01(\x0b\x32 .icos_fl.processor.v1.SeriesSpec\"\xde\x02\n\x16\x44\x65scribeWindowResponse\x12\x0c\n\x04rows\x18\x01 \x01(\x04\x12\x10\n\x08\x63\x61pacity\x18\x02 \x01(\x04\x12.\n\nfirst_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\tlast_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12+\n\x08interval\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0c\n\x04gaps\x18\x06 \x01(\x04\x12-\n\x07\x63olumns\x18\x07 \x03(\x0b\x32\x1c.icos_fl.processor.v1.Column\x12\x17\n\x0ftrain_sequences\x18\x08 \x01(\x04\x12\x1c\n\x14validation_sequences\x18\t \x01(\x04\x12\x14\n\x0cmissing_rows\x18\n \x01(\x04\x12\x0e\n\x06reason\x18\x0b \x01(\t\"t\n\x13GetSequencesRequest\x12\x30\n\x06series\x18\x01 \x01(\x0b\x32 .icos_fl.processor.v1.SeriesSpec\x12+\n\x06splits\x18\x02 \x03(\x0e\x32\x1b.icos_fl.processor.v1.Split\"T\n\nStatistics\x12\x0e\n\x06\x63olumn\x18\x01 \x01(\t\x12\x0c\n\x04unit\x18\x02 \x01(\t\x12\x0c\n\x04mean\x18\x03 \x01(\x01\x12\x1a\n\x12standard_deviation\x18\x04 \x01(\x01\"\x8e\x01\n\x14GetSequencesResponse\x12\x37\n\x06header\x18\x01 \x01(\x0b\x32%.icos_fl.processor.v1.SequencesHeaderH\x00\x12\x35\n\x05\x63hunk\x18\x02 \x01(\x0b\x32$.icos_fl.processor.v1.SequencesChunkH\x00\x42\x06\n\x04part\"\xa8\x01\n\x0fSequencesHeader\x12\x31\n\x07\x63olumns\x18\x01 \x03(\x0b\x32 .icos_fl.processor.v1.Statistics\x12+\n\x08interval\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x17\n\x0ftrain_sequences\x18\x03 \x01(\x04\x12\x1c\n\x14validation_sequences\x18\x04 \x01(\x04\"z\n\x0eSequencesChunk\x12*\n\x05split\x18\x01 \x01(\x0e\x32\x1b.icos_fl.processor.v1.Split\x12.\n\nfirst_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04rows\x18\x03 \x01(\x0c\"D\n\x10GetLatestRequest\x12\x30\n\x06series\x18\x01 \x01(\x0b\x32 .icos_fl.processor.v1.SeriesSpec\"\xb0\x01\n\x11GetLatestResponse\x12\x31\n\x07\x63olumns\x18\x01 \x03(\x0b\x32 .icos_fl.processor.v1.Statistics\x12+\n\x08interval\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12-\n\tlast_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04rows\x18\x04 \x01(\x0c\"\"\n\x12WatchWindowRequest\x12\x0c\n\x04node\x18\x01 \x01(\t\"h\n\x13WatchWindowResponse\x12\x0c\n\x04rows\x18\x01 \x01(\x04\x12-\n\tlast_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0c\x63hanged_rows\x18\x03 \x01(\x04*E\n\x05Split\x12\x15\n\x11SPLIT_UNSPECIFIED\x10\x00\x12\x0f\n\x0bSPLIT_TRAIN\x10\x01\x12\x14\n\x10SPLIT_VALIDATION\x10\x02\x32\x8a\x04\n\x10ProcessorService\x12\\\n\tListNodes\x12&.icos_fl.processor.v1.ListNodesRequest\x1a\'.icos_fl.processor.v1.ListNodesResponse\x12k\n\x0e\x44\x65scribeWindow\x12+.icos_fl.processor.v1.DescribeWindowRequest\x1a,.icos_fl.processor.v1.DescribeWindowResponse\x12g\n\x0cGetSequences\x12).icos_fl.processor.v1.GetSequencesRequest\x1a*.icos_fl.processor.v1.GetSequencesResponse0\x01\x12\\\n\tGetLatest\x12&.icos_fl.processor.v1.GetLatestRequest\x1a\'.icos_fl.processor.v1.GetLatestResponse\x12\x64\n\x0bWatchWindow\x12(.icos_fl.processor.v1.WatchWindowRequest\x1a).icos_fl.processor.v1.WatchWindowResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n,icos_fl/processor/v1/processor_service.proto\x12\x14icos_fl.processor.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa5\x01\n\nSeriesSpec\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x10\n\x08\x66\x65\x61tures\x18\x02 \x03(\t\x12\x0f\n\x07targets\x18\x03 \x03(\t\x12\x10\n\x08lookback\x18\x04 \x01(\r\x12\x0f\n\x07horizon\x18\x05 \x01(\r\x12+\n\x08interval\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x16\n\x0etrain_fraction\x18\x07 \x01(\x01\"\x12\n\x10ListNodesRequest\"\"\n\x11ListNodesResponse\x12\r\n\x05nodes\x18\x01 \x03(\t\"2\n\x06\x43olumn\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04unit\x18\x02 \x01(\t\x12\x0c\n\x04rows\x18\x03 \x01(\x04\"I\n\x15\x44\x65scribeWindowRequest\x12\x30\n\x06series\x18\x01 \x01(\x0b\x32 .icos_fl.processor.v1.SeriesSpec\"\xde\x02\n\x16\x44\x65scribeWindowResponse\x12\x0c\n\x04rows\x18\x01 \x01(\x04\x12\x10\n\x08\x63\x61pacity\x18\x02 \x01(\x04\x12.\n\nfirst_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\tlast_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12+\n\x08interval\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0c\n\x04gaps\x18\x06 \x01(\x04\x12-\n\x07\x63olumns\x18\x07 \x03(\x0b\x32\x1c.icos_fl.processor.v1.Column\x12\x17\n\x0ftrain_sequences\x18\x08 \x01(\x04\x12\x1c\n\x14validation_sequences\x18\t \x01(\x04\x12\x14\n\x0cmissing_rows\x18\n \x01(\x04\x12\x0e\n\x06reason\x18\x0b \x01(\t\"\xa3\x01\n\x13GetSequencesRequest\x12\x30\n\x06series\x18\x01 \x01(\x0b\x32 .icos_fl.processor.v1.SeriesSpec\x12+\n\x06splits\x18\x02 \x03(\x0e\x32\x1b.icos_fl.processor.v1.Split\x12-\n\x04kept\x18\x03 \x01(\x0b\x32\x1f.icos_fl.processor.v1.KeptSteps\"\x1c\n\tKeptSteps\x12\x0f\n\x07version\x18\x01 \x01(\x0c\"T\n\nStatistics\x12\x0e\n\x06\x63olumn\x18\x01 \x01(\t\x12\x0c\n\x04unit\x18\x02 \x01(\t\x12\x0c\n\x04mean\x18\x03 \x01(\x01\x12\x1a\n\x12standard_deviation\x18\x04 \x01(\x01\"\xf0\x01\n\x14GetSequencesResponse\x12\x37\n\x06header\x18\x01 \x01(\x0b\x32%.icos_fl.processor.v1.SequencesHeaderH\x00\x12\x35\n\x05\x63hunk\x18\x02 \x01(\x0b\x32$.icos_fl.processor.v1.SequencesChunkH\x00\x12\x31\n\x05piece\x18\x03 \x01(\x0b\x32 .icos_fl.processor.v1.StepsPieceH\x00\x12-\n\x03run\x18\x04 \x01(\x0b\x32\x1e.icos_fl.processor.v1.StepsRunH\x00\x42\x06\n\x04part\"\xb9\x01\n\x0fSequencesHeader\x12\x31\n\x07\x63olumns\x18\x01 \x03(\x0b\x32 .icos_fl.processor.v1.Statistics\x12+\n\x08interval\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x17\n\x0ftrain_sequences\x18\x03 \x01(\x04\x12\x1c\n\x14validation_sequences\x18\x04 \x01(\x04\x12\x0f\n\x07version\x18\x05 \x01(\x0c\"D\n\nStepsPiece\x12\x12\n\nkept_first\x18\x01 \x01(\x04\x12\x12\n\nkept_steps\x18\x02 \x01(\x04\x12\x0e\n\x06values\x18\x03 \x01(\x0c\"\x89\x01\n\x08StepsRun\x12*\n\x05split\x18\x01 \x01(\x0e\x32\x1b.icos_fl.processor.v1.Split\x12.\n\nfirst_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nfirst_step\x18\x03 \x01(\x04\x12\r\n\x05steps\x18\x04 \x01(\x04\"z\n\x0eSequencesChunk\x12*\n\x05split\x18\x01 \x01(\x0e\x32\x1b.icos_fl.processor.v1.Split\x12.\n\nfirst_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04rows\x18\x03 \x01(\x0c\"D\n\x10GetLatestRequest\x12\x30\n\x06series\x18\x01 \x01(\x0b\x32 .icos_fl.processor.v1.SeriesSpec\"\xb0\x01\n\x11GetLatestResponse\x12\x31\n\x07\x63olumns\x18\x01 \x03(\x0b\x32 .icos_fl.processor.v1.Statistics\x12+\n\x08interval\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12-\n\tlast_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04rows\x18\x04 \x01(\x0c\"\"\n\x12WatchWindowRequest\x12\x0c\n\x04node\x18\x01 \x01(\t\"h\n\x13WatchWindowResponse\x12\x0c\n\x04rows\x18\x01 \x01(\x04\x12-\n\tlast_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0c\x63hanged_rows\x18\x03 \x01(\x04*E\n\x05Split\x12\x15\n\x11SPLIT_UNSPECIFIED\x10\x00\x12\x0f\n\x0bSPLIT_TRAIN\x10\x01\x12\x14\n\x10SPLIT_VALIDATION\x10\x02\x32\x8a\x04\n\x10ProcessorService\x12\\\n\tListNodes\x12&.icos_fl.processor.v1.ListNodesRequest\x1a\'.icos_fl.processor.v1.ListNodesResponse\x12k\n\x0e\x44\x65scribeWindow\x12+.icos_fl.processor.v1.DescribeWindowRequest\x1a,.icos_fl.processor.v1.DescribeWindowResponse\x12g\n\x0cGetSequences\x12).icos_fl.processor.v1.GetSequencesRequest\x1a*.icos_fl.processor.v1.GetSequencesResponse0\x01\x12\\\n\tGetLatest\x12&.icos_fl.processor.v1.GetLatestRequest\x1a\'.icos_fl.processor.v1.GetLatestResponse\x12\x64\n\x0bWatchWindow\x12(.icos_fl.processor.v1.WatchWindowRequest\x1a).icos_fl.processor.v1.WatchWindowResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'icos_fl.processor.v1.processor_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_SPLIT']._serialized_start=1874
-  _globals['_SPLIT']._serialized_end=1943
+  _globals['_SPLIT']._serialized_start=2277
+  _globals['_SPLIT']._serialized_end=2346
   _globals['_SERIESSPEC']._serialized_start=136
   _globals['_SERIESSPEC']._serialized_end=301
   _globals['_LISTNODESREQUEST']._serialized_start=303
@@ -47,24 +47,30 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DESCRIBEWINDOWREQUEST']._serialized_end=484
   _globals['_DESCRIBEWINDOWRESPONSE']._serialized_start=487
   _globals['_DESCRIBEWINDOWRESPONSE']._serialized_end=837
-  _globals['_GETSEQUENCESREQUEST']._serialized_start=839
-  _globals['_GETSEQUENCESREQUEST']._serialized_end=955
-  _globals['_STATISTICS']._serialized_start=957
-  _globals['_STATISTICS']._serialized_end=1041
-  _globals['_GETSEQUENCESRESPONSE']._serialized_start=1044
-  _globals['_GETSEQUENCESRESPONSE']._serialized_end=1186
-  _globals['_SEQUENCESHEADER']._serialized_start=1189
-  _globals['_SEQUENCESHEADER']._serialized_end=1357
-  _globals['_SEQUENCESCHUNK']._serialized_start=1359
-  _globals['_SEQUENCESCHUNK']._serialized_end=1481
-  _globals['_GETLATESTREQUEST']._serialized_start=1483
-  _globals['_GETLATESTREQUEST']._serialized_end=1551
-  _globals['_GETLATESTRESPONSE']._serialized_start=1554
-  _globals['_GETLATESTRESPONSE']._serialized_end=1730
-  _globals['_WATCHWINDOWREQUEST']._serialized_start=1732
-  _globals['_WATCHWINDOWREQUEST']._serialized_end=1766
-  _globals['_WATCHWINDOWRESPONSE']._serialized_start=1768
-  _globals['_WATCHWINDOWRESPONSE']._serialized_end=1872
-  _globals['_PROCESSORSERVICE']._serialized_start=1946
-  _globals['_PROCESSORSERVICE']._serialized_end=2468
+  _globals['_GETSEQUENCESREQUEST']._serialized_start=840
+  _globals['_GETSEQUENCESREQUEST']._serialized_end=1003
+  _globals['_KEPTSTEPS']._serialized_start=1005
+  _globals['_KEPTSTEPS']._serialized_end=1033
+  _globals['_STATISTICS']._serialized_start=1035
+  _globals['_STATISTICS']._serialized_end=1119
+  _globals['_GETSEQUENCESRESPONSE']._serialized_start=1122
+  _globals['_GETSEQUENCESRESPONSE']._serialized_end=1362
+  _globals['_SEQUENCESHEADER']._serialized_start=1365
+  _globals['_SEQUENCESHEADER']._serialized_end=1550
+  _globals['_STEPSPIECE']._serialized_start=1552
+  _globals['_STEPSPIECE']._serialized_end=1620
+  _globals['_STEPSRUN']._serialized_start=1623
+  _globals['_STEPSRUN']._serialized_end=1760
+  _globals['_SEQUENCESCHUNK']._serialized_start=1762
+  _globals['_SEQUENCESCHUNK']._serialized_end=1884
+  _globals['_GETLATESTREQUEST']._serialized_start=1886
+  _globals['_GETLATESTREQUEST']._serialized_end=1954
+  _globals['_GETLATESTRESPONSE']._serialized_start=1957
+  _globals['_GETLATESTRESPONSE']._serialized_end=2133
+  _globals['_WATCHWINDOWREQUEST']._serialized_start=2135
+  _globals['_WATCHWINDOWREQUEST']._serialized_end=2169
+  _globals['_WATCHWINDOWRESPONSE']._serialized_start=2171
+  _globals['_WATCHWINDOWRESPONSE']._serialized_end=2275
+  _globals['_PROCESSORSERVICE']._serialized_start=2349
+  _globals['_PROCESSORSERVICE']._serialized_end=2871
 # @@protoc_insertion_point(module_scope)

@@ -91,12 +91,20 @@ class DescribeWindowResponse(_message.Message):
     def __init__(self, rows: _Optional[int] = ..., capacity: _Optional[int] = ..., first_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., last_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., interval: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., gaps: _Optional[int] = ..., columns: _Optional[_Iterable[_Union[Column, _Mapping]]] = ..., train_sequences: _Optional[int] = ..., validation_sequences: _Optional[int] = ..., missing_rows: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class GetSequencesRequest(_message.Message):
-    __slots__ = ("series", "splits")
+    __slots__ = ("series", "splits", "kept")
     SERIES_FIELD_NUMBER: _ClassVar[int]
     SPLITS_FIELD_NUMBER: _ClassVar[int]
+    KEPT_FIELD_NUMBER: _ClassVar[int]
     series: SeriesSpec
     splits: _containers.RepeatedScalarFieldContainer[Split]
-    def __init__(self, series: _Optional[_Union[SeriesSpec, _Mapping]] = ..., splits: _Optional[_Iterable[_Union[Split, str]]] = ...) -> None: ...
+    kept: KeptSteps
+    def __init__(self, series: _Optional[_Union[SeriesSpec, _Mapping]] = ..., splits: _Optional[_Iterable[_Union[Split, str]]] = ..., kept: _Optional[_Union[KeptSteps, _Mapping]] = ...) -> None: ...
+
+class KeptSteps(_message.Message):
+    __slots__ = ("version",)
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    version: bytes
+    def __init__(self, version: _Optional[bytes] = ...) -> None: ...
 
 class Statistics(_message.Message):
     __slots__ = ("column", "unit", "mean", "standard_deviation")
@@ -111,24 +119,52 @@ class Statistics(_message.Message):
     def __init__(self, column: _Optional[str] = ..., unit: _Optional[str] = ..., mean: _Optional[float] = ..., standard_deviation: _Optional[float] = ...) -> None: ...
 
 class GetSequencesResponse(_message.Message):
-    __slots__ = ("header", "chunk")
+    __slots__ = ("header", "chunk", "piece", "run")
     HEADER_FIELD_NUMBER: _ClassVar[int]
     CHUNK_FIELD_NUMBER: _ClassVar[int]
+    PIECE_FIELD_NUMBER: _ClassVar[int]
+    RUN_FIELD_NUMBER: _ClassVar[int]
     header: SequencesHeader
     chunk: SequencesChunk
-    def __init__(self, header: _Optional[_Union[SequencesHeader, _Mapping]] = ..., chunk: _Optional[_Union[SequencesChunk, _Mapping]] = ...) -> None: ...
+    piece: StepsPiece
+    run: StepsRun
+    def __init__(self, header: _Optional[_Union[SequencesHeader, _Mapping]] = ..., chunk: _Optional[_Union[SequencesChunk, _Mapping]] = ..., piece: _Optional[_Union[StepsPiece, _Mapping]] = ..., run: _Optional[_Union[StepsRun, _Mapping]] = ...) -> None: ...
 
 class SequencesHeader(_message.Message):
-    __slots__ = ("columns", "interval", "train_sequences", "validation_sequences")
+    __slots__ = ("columns", "interval", "train_sequences", "validation_sequences", "version")
     COLUMNS_FIELD_NUMBER: _ClassVar[int]
     INTERVAL_FIELD_NUMBER: _ClassVar[int]
     TRAIN_SEQUENCES_FIELD_NUMBER: _ClassVar[int]
     VALIDATION_SEQUENCES_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
     columns: _containers.RepeatedCompositeFieldContainer[Statistics]
     interval: _duration_pb2.Duration
     train_sequences: int
     validation_sequences: int
-    def __init__(self, columns: _Optional[_Iterable[_Union[Statistics, _Mapping]]] = ..., interval: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., train_sequences: _Optional[int] = ..., validation_sequences: _Optional[int] = ...) -> None: ...
+    version: bytes
+    def __init__(self, columns: _Optional[_Iterable[_Union[Statistics, _Mapping]]] = ..., interval: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., train_sequences: _Optional[int] = ..., validation_sequences: _Optional[int] = ..., version: _Optional[bytes] = ...) -> None: ...
+
+class StepsPiece(_message.Message):
+    __slots__ = ("kept_first", "kept_steps", "values")
+    KEPT_FIRST_FIELD_NUMBER: _ClassVar[int]
+    KEPT_STEPS_FIELD_NUMBER: _ClassVar[int]
+    VALUES_FIELD_NUMBER: _ClassVar[int]
+    kept_first: int
+    kept_steps: int
+    values: bytes
+    def __init__(self, kept_first: _Optional[int] = ..., kept_steps: _Optional[int] = ..., values: _Optional[bytes] = ...) -> None: ...
+
+class StepsRun(_message.Message):
+    __slots__ = ("split", "first_time", "first_step", "steps")
+    SPLIT_FIELD_NUMBER: _ClassVar[int]
+    FIRST_TIME_FIELD_NUMBER: _ClassVar[int]
+    FIRST_STEP_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    split: Split
+    first_time: _timestamp_pb2.Timestamp
+    first_step: int
+    steps: int
+    def __init__(self, split: _Optional[_Union[Split, str]] = ..., first_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., first_step: _Optional[int] = ..., steps: _Optional[int] = ...) -> None: ...
 
 class SequencesChunk(_message.Message):
     __slots__ = ("split", "first_time", "rows")

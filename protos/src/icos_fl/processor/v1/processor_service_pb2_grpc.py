@@ -96,7 +96,9 @@ class ProcessorServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetSequences(self, request, context):
-        """A header, then the rows of all sequences in chunks, oldest first.
+        """A header, then the rows of all sequences in chunks, oldest first. A client that keeps steps from
+        call to call says so in `kept`, and gets what is new instead: a header, the pieces that make the
+        steps of now, and the runs that lie in them.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
