@@ -1,77 +1,127 @@
 """The ClientApp: records in, records out. protos/README.md tells what each message holds."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from icos_fl.federation.v1 import records
+from icos_fl.federation.v1.weights import Flat, Weights, WeightsError, pack, unpack
 
 from icos_fl_client.errors import ClientError, NoSequences
+from icos_fl_client.kept import KeptSteps
 from icos_fl_client.processor_client import ProcessorClient
 from icos_fl_client.settings import NodeConfig, RunConfig, parse
 
 if TYPE_CHECKING:
-    from icos_fl_client.node import Learner, Weights
+    from icos_fl_client.node import Learner
 
 app = ClientApp()
+
+
+@dataclass
+class Answer:
+    """What a reply is going to say."""
+
+    weights: dict[str, Flat] = field(default_factory=dict)
+    numbers: dict[str, int | float] = field(default_factory=dict)
+    missing: dict[tuple[str, str], None] = field(default_factory=dict)
+    """Metric and cause. What hinders the evaluation most often hinders the training too: it is
+    told once."""
+
+    def say(self, kind: str, metric: str, numbers: Mapping[str, int | float]) -> None:
+        """*numbers* of training or evaluating *metric*."""
+        for name, value in numbers.items():
+            self.numbers[records.number(kind, metric, name)] = value
+
+    @contextmanager
+    def serving(self, metric: str) -> Iterator[None]:
+        """A metric that cannot be served is named with its cause; the others are not touched."""
+        from icos_fl_client.models import ModelError
+        from icos_fl_client.training import TrainingError
+
+        try:
+            yield
+        except (ClientError, ModelError, TrainingError) as error:
+            self.missing[metric, str(error)] = None
+
+    def content(self, node: str) -> RecordDict:
+        """The records of *node*'s reply; without weights there is no ArrayRecord."""
+        array, facts = pack(self.weights)
+        content = RecordDict(
+            {
+                records.NODE: ConfigRecord(
+                    {
+                        "protocol": records.PROTOCOL,
+                        "name": node,
+                        "missing-metrics": [metric for metric, _ in self.missing],
+                        "missing-causes": [cause for _, cause in self.missing],
+                        **facts,
+                    }
+                ),
+                records.METRICS: MetricRecord(self.numbers),
+            }
+        )
+        if self.weights:
+            content[records.ARRAYS] = ArrayRecord({records.WEIGHTS: Array(array)})
+        return content
 
 
 @app.query()
 def query(message: Message, context: Context) -> Message:
     """What this node can learn, and with which weights it would start."""
 
-    def answer(learner: "Learner", _config: ConfigRecord, reply: RecordDict) -> None:
+    def serve(learner: "Learner", _config: ConfigRecord, answer: Answer) -> None:
         for metric in learner.run.metric:
-            with _missing(reply, metric):
-                weights, metrics = learner.offer(metric)
-                reply[records.arrays(metric)] = _array_record(weights)
-                reply[records.train(metric)] = MetricRecord(dict(metrics))
+            with answer.serving(metric):
+                weights, numbers = learner.offer(metric)
+                answer.weights[metric] = Flat.of(weights)
+                answer.say(records.TRAIN, metric, numbers)
 
-    return _reply(message, context, answer)
+    return _reply(message, context, serve)
 
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """Judge the weights that came, keep them, and train them on."""
 
-    def answer(learner: "Learner", config: ConfigRecord, reply: RecordDict) -> None:
-        _evaluate_and_keep(learner, message.content, config, reply)
+    def serve(learner: "Learner", config: ConfigRecord, answer: Answer) -> None:
+        received = _evaluate_and_keep(learner, message.content, config, answer)
         for metric in _names(config, "train-metrics"):
-            with _missing(reply, metric):
-                received = _weights(message.content, metric)
+            with answer.serving(metric):
                 try:
-                    weights, metrics = learner.train(
+                    weights, numbers = learner.train(
                         metric,
-                        received,
+                        _of(received, metric),
                         _number(config, "server-round"),
                         float(config.get("proximal-mu", 0.0)),  # type: ignore[arg-type]
                     )
                 except NoSequences:
-                    reply[records.train(metric)] = MetricRecord({records.NUM_EXAMPLES: 0})
+                    answer.say(records.TRAIN, metric, {records.NUM_EXAMPLES: 0})
                     raise
-                reply[records.arrays(metric)] = _array_record(weights)
-                reply[records.train(metric)] = MetricRecord(dict(metrics))
+                answer.weights[metric] = Flat.of(weights)
+                answer.say(records.TRAIN, metric, numbers)
 
-    return _reply(message, context, answer)
+    return _reply(message, context, serve)
 
 
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
     """Judge the weights that came, and keep them."""
 
-    def answer(learner: "Learner", config: ConfigRecord, reply: RecordDict) -> None:
-        _evaluate_and_keep(learner, message.content, config, reply)
+    def serve(learner: "Learner", config: ConfigRecord, answer: Answer) -> None:
+        _evaluate_and_keep(learner, message.content, config, answer)
 
-    return _reply(message, context, answer)
-
-
-Answer = Callable[["Learner", ConfigRecord, RecordDict], None]
+    return _reply(message, context, serve)
 
 
-def _reply(message: Message, context: Context, answer: Answer) -> Message:
+Serve = Callable[["Learner", ConfigRecord, Answer], None]
+
+
+def _reply(message: Message, context: Context, serve: Serve) -> Message:
     from icos_fl_client.node import Learner  # torch: a bad setting is told without its import
 
     config = message.content.get(records.CONFIG, ConfigRecord())
@@ -83,46 +133,33 @@ def _reply(message: Message, context: Context, answer: Answer) -> Message:
         )
     node = parse(NodeConfig, context.node_config, "node config")
     run = parse(RunConfig, context.run_config, "run config")
-    reply = RecordDict()
-    reply[records.NODE] = ConfigRecord(
-        {"name": node.node_name, "missing-metrics": [], "missing-causes": []}
-    )
-    with ProcessorClient(node.processor_address) as processor:
-        answer(Learner(node, run, processor), config, reply)
-    return Message(content=reply, reply_to=message)
+    answer = Answer()
+    with ProcessorClient(node.processor_address, kept=_kept()) as processor:
+        serve(Learner(node, run, processor), config, answer)
+    return Message(content=answer.content(node.node_name), reply_to=message)
+
+
+def _kept() -> KeptSteps | None:
+    """Where the node's tasks find the steps of those before; None where nothing outlives a task."""
+    try:
+        from icos_fl_warm_runtime import kept_folder
+    except ImportError:
+        return None
+    folder = kept_folder()
+    return KeptSteps(folder) if folder is not None else None
 
 
 def _evaluate_and_keep(
-    learner: "Learner", content: RecordDict, config: ConfigRecord, reply: RecordDict
-) -> None:
-    received = {
-        metric: _weights(content, metric)
-        for metric in _names(config, "metrics")
-        if records.arrays(metric) in content
-    }
+    learner: "Learner", content: RecordDict, config: ConfigRecord, answer: Answer
+) -> dict[str, Weights]:
+    """Judge the metrics that the server asks for; returns what it sent, by metric."""
+    received = _received(content, config)
     for metric in _names(config, "evaluate-metrics"):
-        with _missing(reply, metric):
-            metrics = learner.evaluate(metric, _weights(content, metric))
-            reply[records.evaluate(metric)] = MetricRecord(dict(metrics))
+        with answer.serving(metric):
+            numbers = learner.evaluate(metric, _of(received, metric))
+            answer.say(records.EVALUATE, metric, numbers)
     learner.keep(received, _number(config, "model-round"))
-
-
-@contextmanager
-def _missing(reply: RecordDict, metric: str) -> Iterator[None]:
-    """A metric that cannot be served is named with its cause; the others are not touched."""
-    from icos_fl_client.models import ModelError
-    from icos_fl_client.training import TrainingError
-
-    try:
-        yield
-    except (ClientError, ModelError, TrainingError) as error:
-        node = reply[records.NODE]
-        assert isinstance(node, ConfigRecord)
-        metrics, causes = _names(node, "missing-metrics"), _names(node, "missing-causes")
-        # What hinders the evaluation most often hinders the training too: it is told once.
-        if (metric, str(error)) not in zip(metrics, causes, strict=True):
-            node["missing-metrics"] = [*metrics, metric]
-            node["missing-causes"] = [*causes, str(error)]
+    return received
 
 
 def _names(config: ConfigRecord, key: str) -> list[str]:
@@ -135,15 +172,19 @@ def _number(config: ConfigRecord, key: str) -> int:
     return int(config.get(key, 0))  # type: ignore[arg-type]
 
 
-def _weights(content: RecordDict, metric: str) -> "Weights":
-    if records.arrays(metric) not in content:
+def _received(content: RecordDict, config: ConfigRecord) -> dict[str, Weights]:
+    array = np.empty(0, np.float32)
+    if records.ARRAYS in content:
+        record = content[records.ARRAYS]
+        assert isinstance(record, ArrayRecord)
+        array = record[records.WEIGHTS].numpy()
+    try:
+        return {metric: flat.named() for metric, flat in unpack(array, config).items()}
+    except WeightsError as error:
+        raise ClientError(f"the server's weights cannot be read: {error}") from None
+
+
+def _of(received: Mapping[str, Weights], metric: str) -> Weights:
+    if metric not in received:
         raise ClientError(f"the server sent no weights for {metric}")
-    record = content[records.arrays(metric)]
-    assert isinstance(record, ArrayRecord)
-    return {name: array.numpy() for name, array in record.items()}
-
-
-def _array_record(weights: "Weights") -> ArrayRecord:
-    from flwr.app import Array
-
-    return ArrayRecord({name: Array(np.asarray(array)) for name, array in weights.items()})
+    return received[metric]

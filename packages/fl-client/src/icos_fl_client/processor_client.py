@@ -1,7 +1,7 @@
 """The processor's service as this package sees it: the one module that knows its stubs."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from icos_fl_client.data import Latest, Run, Scale, Sequences
 from icos_fl_client.errors import NoSequences, ProcessorUnavailable
+from icos_fl_client.kept import KeptSteps, Steps
 
 DEADLINE_SECONDS = 60.0
 MESSAGE_BYTES_MAX = 64 << 20
@@ -60,6 +61,9 @@ class ProcessorClient:
     *wait_for_ready* is false, and raises NoSequences for what the node does not have or
     ProcessorUnavailable. Who let one deadline pass is not asked again: a round asks several times a
     metric, and waiting each time would outlast the round.
+
+    With *kept*, ``sequences`` asks only for the steps that are not kept there. What it returns is
+    the same, bit by bit.
     """
 
     def __init__(
@@ -67,6 +71,7 @@ class ProcessorClient:
         address: str,
         deadline_seconds: float = DEADLINE_SECONDS,
         wait_for_ready: bool = True,
+        kept: KeptSteps | None = None,
     ) -> None:
         self._address = address
         self._call: dict[str, Any] = {
@@ -78,6 +83,7 @@ class ProcessorClient:
         )
         self._stub = pb_grpc.ProcessorServiceStub(self._channel)  # type: ignore[no-untyped-call]
         self._silence = ""
+        self._kept = kept
 
     def nodes(self) -> list[str]:
         """The nodes that have a window."""
@@ -97,14 +103,40 @@ class ProcessorClient:
 
     def sequences(self, query: Query) -> Sequences:
         """All sequences of both parts, rows joined to runs again."""
+        if self._kept is None:
+            return self._fetch(query, None)[0]
+        name = self._address.encode() + b" " + query.series().SerializeToString(deterministic=True)
+        steps = self._kept.load(name) or Steps(b"", np.empty((0, 1)))
+        try:
+            sequences, now = self._fetch(query, steps)
+        except _DoesNotFitError:
+            sequences, now = self._fetch(query, Steps(b"", steps.values_sf[:0]))
+        if now is not None and now.version != steps.version:
+            self._kept.save(name, now)
+            self._kept.remove_unused()
+        return sequences
+
+    def _fetch(self, query: Query, kept: Steps | None) -> tuple[Sequences, Steps | None]:
+        """The sequences, and their steps where the processor tells what is new to *kept*."""
+        request = pb.GetSequencesRequest(series=query.series())
+        if kept is not None:
+            request.kept.version = kept.version
+        now = None
         with self._errors():
-            parts = self._stub.GetSequences(
-                pb.GetSequencesRequest(series=query.series()), **self._call
-            )
-            header = next(parts).header
+            answers = self._stub.GetSequences(request, **self._call)
+            header = next(answers).header
             interval_ns = header.interval.ToNanoseconds()
-            runs = _runs((part.chunk for part in parts), len(header.columns), interval_ns, query)
-        return Sequences(
+            columns = len(header.columns)
+            if kept is not None and header.version:
+                parts = list(answers)
+                pieces = (part.piece for part in parts if part.HasField("piece"))
+                now = Steps(header.version, _joined(pieces, kept.values_sf, columns))
+                spans = (part.run for part in parts if part.HasField("run"))
+                runs = _runs_in(spans, _normalised(now, header.columns), interval_ns)
+            else:  # also a processor that knows of no increments
+                chunks = (part.chunk for part in answers)
+                runs = _runs(chunks, columns, interval_ns, query)
+        sequences = Sequences(
             metric=query.metric,
             train=runs[pb.SPLIT_TRAIN],
             validation=runs[pb.SPLIT_VALIDATION],
@@ -115,6 +147,7 @@ class ProcessorClient:
             train_sequences=header.train_sequences,
             validation_sequences=header.validation_sequences,
         )
+        return sequences, now
 
     def latest(self, query: Query) -> Latest:
         """The newest ``lookback`` steps."""
@@ -191,3 +224,42 @@ def _runs(
         ]
         for split, runs in pieces.items()
     }
+
+
+class _DoesNotFitError(Exception):
+    """An answer that does not fit what is kept: then all is asked for."""
+
+
+def _joined(
+    pieces: Iterable[pb.StepsPiece], kept_sf: NDArray[np.float64], columns: int
+) -> NDArray[np.float64]:
+    """The steps that *pieces* make, in the columns' units. Raises _DoesNotFitError."""
+    parts = [np.empty((0, columns))]
+    for piece in pieces:
+        if piece.kept_steps:
+            part = kept_sf[piece.kept_first : piece.kept_first + piece.kept_steps]
+            if part.shape != (piece.kept_steps, columns):
+                raise _DoesNotFitError
+        else:
+            part = np.frombuffer(piece.values, "<f8").reshape(-1, columns)
+        parts.append(part)
+    return parts[1] if len(parts) == 2 else np.concatenate(parts)
+
+
+def _normalised(steps: Steps, columns: Sequence[pb.Statistics]) -> NDArray[np.float32]:
+    """As the processor does it: in float64, rounded once."""
+    mean_f = np.array([column.mean for column in columns])
+    deviation_f = np.array([column.standard_deviation for column in columns])
+    rows_sf: NDArray[np.floating] = (steps.values_sf - mean_f) / deviation_f
+    return rows_sf.astype(np.float32)
+
+
+def _runs_in(
+    spans: Iterable[pb.StepsRun], rows_sf: NDArray[np.float32], interval_ns: int
+) -> dict[int, list[Run]]:
+    """Runs as views on *rows_sf*."""
+    runs: dict[int, list[Run]] = {pb.SPLIT_TRAIN: [], pb.SPLIT_VALIDATION: []}
+    for span in spans:
+        rows_tf = rows_sf[span.first_step : span.first_step + span.steps]
+        runs[span.split].append(Run(span.first_time.ToNanoseconds(), interval_ns, rows_tf))
+    return runs
