@@ -10,6 +10,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricR
 from flwr.clientapp import ClientApp
 from icos_fl.federation.v1 import records
 from icos_fl.federation.v1.weights import Flat, Weights, WeightsError, pack, unpack
+from icos_fl_warm_runtime import kept_folder
 
 from icos_fl_client.errors import ClientError, NoSequences
 from icos_fl_client.kept import KeptSteps
@@ -49,22 +50,16 @@ class Answer:
             self.missing[metric, str(error)] = None
 
     def content(self, node: str) -> RecordDict:
-        """The records of *node*'s reply; without weights there is no ArrayRecord."""
+        """The records of *node*'s reply; a record of nothing is left out."""
         array, facts = pack(self.weights)
-        content = RecordDict(
-            {
-                records.NODE: ConfigRecord(
-                    {
-                        "protocol": records.PROTOCOL,
-                        "name": node,
-                        "missing-metrics": [metric for metric, _ in self.missing],
-                        "missing-causes": [cause for _, cause in self.missing],
-                        **facts,
-                    }
-                ),
-                records.METRICS: MetricRecord(self.numbers),
-            }
-        )
+        facts |= {
+            "missing-metrics": [metric for metric, _ in self.missing],
+            "missing-causes": [cause for _, cause in self.missing],
+        }
+        told = {"protocol": records.PROTOCOL, "name": node, **facts}
+        content = RecordDict({records.NODE: ConfigRecord(told)})
+        if self.numbers:
+            content[records.METRICS] = MetricRecord({**self.numbers})
         if self.weights:
             content[records.ARRAYS] = ArrayRecord({records.WEIGHTS: Array(array)})
         return content
@@ -141,10 +136,6 @@ def _reply(message: Message, context: Context, serve: Serve) -> Message:
 
 def _kept() -> KeptSteps | None:
     """Where the node's tasks find the steps of those before; None where nothing outlives a task."""
-    try:
-        from icos_fl_warm_runtime import kept_folder
-    except ImportError:
-        return None
     folder = kept_folder()
     return KeptSteps(folder) if folder is not None else None
 
