@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,6 +23,13 @@ def main() -> None:
         status = guard.run_guarded(lambda: _finish(_up, arguments), keep=arguments.keep)
     elif arguments.command == "train":
         status = guard.run_guarded(lambda: _finish(_train, arguments))
+    elif arguments.command == "simulate":
+        # Outside of what may be killed, so that what Ray kept there is removed all the same.
+        with tempfile.TemporaryDirectory(
+            prefix="icos-fl-ray-", ignore_cleanup_errors=True
+        ) as scratch:
+            arguments.scratch = Path(scratch)
+            status = guard.run_guarded(lambda: _finish(_simulate, arguments))
     else:
         status = _finish(_COMMANDS[arguments.command], arguments)
     with contextlib.suppress(OSError):
@@ -154,7 +162,38 @@ def _down(arguments: argparse.Namespace) -> int:
     return commands.down(StateFolder(arguments.state_dir))
 
 
-_STOPPED = {"up": "everything is stopped", "train": "the run is stopped"}
+def _simulate(arguments: argparse.Namespace) -> int:
+    from icos_fl_local.simulation.command import simulate
+    from icos_fl_local.traces import TraceError
+    from icos_fl_local.up import Options
+
+    options = Options(
+        state_folder=arguments.state_dir,
+        out=arguments.out,
+        traces=arguments.traces,
+        nodes=arguments.nodes,
+        rounds=arguments.rounds,
+        metrics=tuple(arguments.metric),
+        overrides=tuple(arguments.config),
+    )
+    sweeps, seeds, scratch = arguments.sweep, arguments.seeds, arguments.scratch
+    try:
+        return simulate(options, sweeps, seeds, scratch, as_json=arguments.json)
+    except TraceError as error:
+        raise UsageError(str(error)) from None
+
+
+_STOPPED = {
+    "up": "everything is stopped",
+    "train": "the run is stopped",
+    "simulate": "everything is stopped",
+}
+
+_SIMULATE = """\
+The same ServerApp and ClientApp as in a deployment, on Flower's simulation runtime: many virtual
+nodes over recorded traces. One setting gives seconds a round, peak memory, loss a round, and the
+error of each metric against that of the last value; a sweep gives a table with a row a setting,
+best first. --out gets results.csv and results.json."""
 
 _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "doctor": _doctor,
@@ -182,7 +221,7 @@ def _parser() -> argparse.ArgumentParser:
     def add_json(command: argparse.ArgumentParser) -> None:
         command.add_argument("--json", action="store_true", help="print JSON on standard output")
 
-    def add_run(command: argparse.ArgumentParser) -> None:
+    def add_run(command: argparse.ArgumentParser, out: str = "icos-fl-report") -> None:
         command.add_argument(
             "--rounds", type=int, metavar="N", help="federated rounds (default: 5)"
         )
@@ -191,10 +230,16 @@ def _parser() -> argparse.ArgumentParser:
             help="run configuration of the Flower app; may be given again",
         )  # fmt: skip
         command.add_argument(
-            "--out", type=Path, default=Path("icos-fl-report"), metavar="DIR",
-            help="folder for the report (default: %(default)s)",
+            "--out", type=Path, default=Path(out), metavar="DIR",
+            help="folder for what comes out (default: %(default)s)",
         )  # fmt: skip
         add_json(command)
+
+    def add_metric(command: argparse.ArgumentParser) -> None:
+        command.add_argument(
+            "--metric", action="append", default=[], metavar="METRIC",
+            help="column to learn; may be given again (default: power, CPU and memory where there)",
+        )  # fmt: skip
 
     def add_ports(command: argparse.ArgumentParser) -> None:
         command.add_argument(
@@ -209,13 +254,31 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     up.add_argument("--traces", type=Path, metavar="DIR", help="folder of CSV traces to replay")
     up.add_argument("--nodes", type=int, metavar="N", help="nodes (default: 4, of host 1)")
-    up.add_argument(
-        "--metric", action="append", default=[], metavar="METRIC",
-        help="column to learn; may be given again (default: power, CPU and memory, where there)",
-    )  # fmt: skip
+    add_metric(up)
     up.add_argument("--keep", action="store_true", help="leave everything running at the end")
     add_run(up)
     add_ports(up)
+    simulate = add(
+        "simulate", "many virtual nodes over recorded traces: to tune, and what it costs"
+    )
+    simulate.description = _SIMULATE
+    simulate.add_argument("--traces", type=Path, metavar="DIR", help="folder of CSV traces")
+    simulate.add_argument(
+        "--nodes", type=int, metavar="N",
+        help="virtual nodes (default: one a trace, 4 at most); with more nodes than traces, node i "
+        "takes half of trace i mod n, from a row of its own where the trace is long enough",
+    )  # fmt: skip
+    simulate.add_argument(
+        "--sweep", action="append", default=[], metavar="KEY=VALUE,VALUE,…",
+        help="try these values of a key of the run configuration; given again, each value of one "
+        "key with each of the others",
+    )  # fmt: skip
+    simulate.add_argument(
+        "--seeds", type=int, default=1, metavar="K",
+        help="run each setting K times, with seeds from -c seed=… on (default: %(default)s)",
+    )  # fmt: skip
+    add_metric(simulate)
+    add_run(simulate, "icos-fl-simulation")
     doctor_command = add("doctor", "look whether this machine is fit for a deployment")
     add_json(doctor_command)
     add_ports(doctor_command)

@@ -27,18 +27,21 @@ def train(
     progress: Progress,
     *,
     stop_if_interrupted: bool = False,
+    app: Path = FLOWER_APP,
+    federation: str = "",
 ) -> dict[str, Any]:
     """Run the Flower app with *config* to its end; return its history.
 
     Raises LocalError, with the run's own reason, if it fails. *stop_if_interrupted* is for a
-    deployment that goes on without this process.
+    deployment that goes on without this process, *federation* what Flower's simulation runtime is
+    told of the virtual nodes.
     """
     result_folder = Path(str(config["result-dir"]))
     result_folder.mkdir(parents=True, exist_ok=True)
     config_file = result_folder / "run-config.toml"
     config_file.write_text(to_toml(config))
     _write_connection(deployment)
-    run_id = _submit(supervisor, config_file)
+    run_id = _submit(supervisor, app, config_file, federation)
     try:
         history = _follow(supervisor, run_id, result_folder / "history.json", progress)
     except Interrupted:
@@ -164,10 +167,11 @@ def _complaints(history: Mapping[str, Any]) -> list[str]:
     return [f"{node}: {cause}" for node, cause in causes if cause]
 
 
-def _submit(supervisor: Supervisor, config_file: Path) -> str:
-    command = (*script("flwr"), "run", str(FLOWER_APP), "local")
+def _submit(supervisor: Supervisor, app: Path, config_file: Path, federation: str) -> str:
+    command = (*script("flwr"), "run", str(app), "local")
     options = ("--run-config", str(config_file), "--format", "json")
-    answer = _json(supervisor.call("flwr-run", command + options))
+    simulated = ("--federation-config", federation) if federation else ()
+    answer = _json(supervisor.call("flwr-run", command + options + simulated))
     if not answer.get("success") or "run-id" not in answer:
         raise LocalError(
             f"the SuperLink did not take the run: {answer.get('error-message', answer)}"

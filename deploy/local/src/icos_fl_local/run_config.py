@@ -23,7 +23,7 @@ def defaults() -> dict[str, Value]:
     return config
 
 
-def parse(overrides: Sequence[str]) -> dict[str, Value]:
+def parse(overrides: Sequence[str], option: str = "-c") -> dict[str, Value]:
     """``key=value`` of the command line, checked against the defaults' keys and types.
 
     A value is TOML, but text needs no quotes. Raises UsageError.
@@ -34,18 +34,18 @@ def parse(overrides: Sequence[str]) -> dict[str, Value]:
         key, separator, text = override.partition("=")
         key = key.strip()
         if not separator:
-            raise UsageError(f"-c {override}: not of the form key=value")
+            raise UsageError(f"{option} {override}: not of the form key=value")
         if key not in known:
             near = difflib.get_close_matches(key, known, n=3, cutoff=0.4)
             hint = f"; nearest: {', '.join(near)}" if near else f"; keys: {', '.join(known)}"
-            raise UsageError(f"-c {override}: no run-config key {key!r}{hint}")
+            raise UsageError(f"{option} {override}: no run-config key {key!r}{hint}")
         if key in parsed:
-            raise UsageError(f"-c {override}: {key} is given twice")
-        parsed[key] = _value(key, text.strip(), known[key])
+            raise UsageError(f"{option} {override}: {key} is given twice")
+        parsed[key] = _value(key, text.strip(), known[key], option)
     return parsed
 
 
-def _value(key: str, text: str, default: Value) -> Value:
+def _value(key: str, text: str, default: Value, option: str) -> Value:
     kind = type(default)
     try:
         value = tomllib.loads(f"value = {text}")["value"]
@@ -57,7 +57,7 @@ def _value(key: str, text: str, default: Value) -> Value:
         value = text
     if type(value) is not kind or (isinstance(value, float) and not math.isfinite(value)):
         wanted = {int: "a whole number", float: "a number", bool: "true or false"}[kind]
-        raise UsageError(f"-c {key}={text}: {key} takes {wanted} (default {_toml(default)})")
+        raise UsageError(f"{option} {key}={text}: {key} takes {wanted} (default {_toml(default)})")
     checked: Value = value
     return checked
 
