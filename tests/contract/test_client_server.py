@@ -63,6 +63,8 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
+LAYOUTS = {"weights-metrics": ["cpu_usage"], "weights-layouts": ['[["w",[2]]]']}
+
 app = ClientApp()
 
 
@@ -73,22 +75,24 @@ def reply(message, context, train=None):
             raise ValueError("disk on fire")
         if name == "dies":
             os._exit(1)
-    content = RecordDict({"node": ConfigRecord({"name": name})})
+    node, numbers = ConfigRecord({"protocol": 2, "name": name}), {}
+    content = RecordDict({"node": node})
     config = message.content["config"]
     if config.get("evaluate-metrics"):
-        weights = message.content["arrays.cpu_usage"]["w"].numpy()
-        content["evaluate.cpu_usage"] = MetricRecord(
-            {"num-examples": 4, "eval-loss": float(weights[0]), "mae": 2.0, "naive-mae": 3.0}
-        )
+        loss = float(message.content["arrays"]["weights"].numpy()[0])
+        judged = {"num-examples": 4, "eval-loss": loss, "mae": 2.0, "naive-mae": 3.0}
+        numbers |= {f"evaluate.cpu_usage.{key}": value for key, value in judged.items()}
     if message.metadata.message_type == "query":
         train = np.zeros(2, np.float32)
     if train is not None:
-        content["arrays.cpu_usage"] = ArrayRecord({"w": Array(np.asarray(train, np.float32))})
-        content["train.cpu_usage"] = MetricRecord(
-            {"num-examples": context.node_config["examples"], "train-loss": 0.5, "seconds": 0.1}
-        )
+        node.update(LAYOUTS)
+        content["arrays"] = ArrayRecord({"weights": Array(np.asarray(train, np.float32))})
+        examples = context.node_config["examples"]
+        trained = {"num-examples": examples, "train-loss": 0.5, "seconds": 0.1}
         if name == "extra" and name in context.run_config["faults"].split(","):
-            content["train.cpu_usage"]["accuracy"] = 0.9
+            trained["accuracy"] = 0.9
+        numbers |= {f"train.cpu_usage.{key}": value for key, value in trained.items()}
+    content["metrics"] = MetricRecord(numbers)
     return Message(content, reply_to=message)
 
 
@@ -99,7 +103,7 @@ def query(message, context):
 
 @app.train()
 def train(message, context):
-    weights = message.content["arrays.cpu_usage"]["w"].numpy()
+    weights = message.content["arrays"]["weights"].numpy()
     return reply(message, context, weights + context.node_config["step"])
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, Metadata, RecordDict
 from icos_fl.federation.v1 import records
+from icos_fl.federation.v1.weights import Flat, pack, unpack
 from icos_fl_client.app import app
 from icos_fl_client.errors import ClientError, ConfigError
 from icos_fl_client.node import build_model, weights_of
@@ -20,12 +21,11 @@ Ask = Callable[..., RecordDict]
 
 
 def message(kind: str, arrays: dict[str, Any], **config: Any) -> Message:
-    facts = {"protocol": 1, "server-round": 1, "model-round": 0}
+    array, told = pack({metric: Flat.of(weights) for metric, weights in arrays.items()})
+    facts = {"protocol": 2, "server-round": 1, "model-round": 0, **told}
     content = RecordDict({records.CONFIG: ConfigRecord(facts | config)})
-    for metric, weights in arrays.items():
-        content[records.arrays(metric)] = ArrayRecord(
-            {name: Array(array) for name, array in weights.items()}
-        )
+    if arrays:
+        content["arrays"] = ArrayRecord({"weights": Array(array)})
     return delivered(kind, content)
 
 
@@ -47,12 +47,25 @@ def delivered(kind: str, content: RecordDict) -> Message:
     return Message(content=content, metadata=metadata)
 
 
-def numbers(content: RecordDict, name: str) -> dict[str, Any]:
-    return dict(content[name])
+def node(content: RecordDict) -> dict[str, Any]:
+    return dict(content["node"])
+
+
+def numbers(content: RecordDict, kind_and_metric: str) -> dict[str, Any]:
+    """By name; empty if the reply has none of this kind and metric."""
+    start = f"{kind_and_metric}."
+    found = content.get("metrics", {}).items()
+    return {key.removeprefix(start): value for key, value in found if key.startswith(start)}
+
+
+def said(content: RecordDict) -> set[str]:
+    """Kinds and metrics that the reply has numbers of, and metrics that it has weights of."""
+    keys = {key.rpartition(".")[0] for key in content.get("metrics", {})}
+    return keys | set(content["node"]["weights-metrics"])
 
 
 def arrays(content: RecordDict, metric: str) -> dict[str, np.ndarray]:
-    return {name: a.numpy() for name, a in content[records.arrays(metric)].items()}
+    return unpack(content["arrays"]["weights"].numpy(), content["node"])[metric].named()
 
 
 @pytest.fixture
@@ -97,12 +110,13 @@ def test_a_query_offers_weights_and_sequences_of_each_metric(ask, windows, wave,
 
     content = ask("query", metric="cpu_usage,power", server_round=0)
 
-    assert set(content) == {
-        "node", "arrays.cpu_usage", "train.cpu_usage", "arrays.power", "train.power"
-    }  # fmt: skip
+    assert set(content) == {"node", "arrays", "metrics"}
+    assert said(content) == {"cpu_usage", "train.cpu_usage", "power", "train.power"}
     assert numbers(content, "train.cpu_usage") == {"num-examples": 25}
     assert numbers(content, "train.power") == {"num-examples": 15}
-    assert numbers(content, "node") == {"name": "a", "missing-metrics": [], "missing-causes": []}
+    facts = {"protocol": 2, "name": "a", "missing-metrics": [], "missing-causes": []}
+    assert facts.items() <= node(content).items()
+    assert node(content)["weights-metrics"] == ["cpu_usage", "power"]
     offered, expected = arrays(content, "cpu_usage"), weights()
     assert list(offered) == list(expected)
     assert all(np.array_equal(offered[name], expected[name]) for name in expected)
@@ -120,7 +134,8 @@ def test_training_judges_what_came_and_trains_on_from_it(ask, windows, wave, wei
         evaluate_metrics=["cpu_usage"],
     )
 
-    assert set(content) == {"node", "arrays.cpu_usage", "train.cpu_usage", "evaluate.cpu_usage"}
+    assert set(content) == {"node", "arrays", "metrics"}
+    assert said(content) == {"cpu_usage", "train.cpu_usage", "evaluate.cpu_usage"}
     trained = numbers(content, "train.cpu_usage")
     assert set(trained) == {"num-examples", "train-loss", "seconds"}
     assert trained["num-examples"] == 35
@@ -135,7 +150,7 @@ def test_training_without_evaluation_evaluates_nothing(ask, windows, wave, weigh
 
     content = ask("train", {"cpu_usage": weights()}, train_metrics=["cpu_usage"])
 
-    assert set(content) == {"node", "arrays.cpu_usage", "train.cpu_usage"}
+    assert said(content) == {"cpu_usage", "train.cpu_usage"}
 
 
 def test_an_evaluation_is_of_what_was_asked_for(ask, windows, wave, weights):
@@ -149,7 +164,8 @@ def test_an_evaluation_is_of_what_was_asked_for(ask, windows, wave, weights):
         evaluate_metrics=["power"],
     )
 
-    assert set(content) == {"node", "evaluate.power"}
+    assert set(content) == {"node", "metrics"}
+    assert said(content) == {"evaluate.power"}
     judged = numbers(content, "evaluate.power")
     assert set(judged) == {"num-examples", "eval-loss", "mae", "naive-mae"}
     assert judged["num-examples"] == 15
@@ -181,9 +197,9 @@ def test_a_metric_that_the_node_lacks_is_named_and_the_others_are_served(
         evaluate_metrics=["power", "cpu_usage"],
     )
 
-    node = numbers(content, "node")
-    assert node["missing-metrics"] == ["power"]
-    assert node["missing-causes"] == ["node 'a' has no column 'power'; it has: cpu_usage"]
+    found = node(content)
+    assert found["missing-metrics"] == ["power"]
+    assert found["missing-causes"] == ["node 'a' has no column 'power'; it has: cpu_usage"]
     record = {"query": "train.cpu_usage", "evaluate": "evaluate.cpu_usage"}[kind]
     assert numbers(content, record)["num-examples"] > 0
 
@@ -198,11 +214,12 @@ def test_a_node_with_empty_windows_has_0_examples_no_weights_and_the_cause(ask, 
         evaluate_metrics=["cpu_usage"],
     )
 
-    assert set(content) == {"node", "train.cpu_usage"}
+    assert set(content) == {"node", "metrics"}
+    assert said(content) == {"train.cpu_usage"}
     assert numbers(content, "train.cpu_usage") == {"num-examples": 0}
-    node = numbers(content, "node")
-    assert node["missing-metrics"] == ["cpu_usage"]
-    assert node["missing-causes"] == ["6 rows in a row are needed"]
+    found = node(content)
+    assert found["missing-metrics"] == ["cpu_usage"]
+    assert found["missing-causes"] == ["6 rows in a row are needed"]
 
 
 @pytest.mark.parametrize(
@@ -222,9 +239,10 @@ def test_0_examples_have_their_cause_when_only_training_was_asked_for(
 
     content = ask("train", {"cpu_usage": weights()}, train_metrics=["cpu_usage"])
 
-    assert set(content) == {"node", "train.cpu_usage"}
+    assert set(content) == {"node", "metrics"}
+    assert said(content) == {"train.cpu_usage"}
     assert numbers(content, "train.cpu_usage") == {"num-examples": 0}
-    assert numbers(content, "node")["missing-causes"] == [cause]
+    assert node(content)["missing-causes"] == [cause]
 
 
 def test_a_window_too_young_to_be_judged_is_trained_on(ask, windows, wave, weights):
@@ -239,7 +257,7 @@ def test_a_window_too_young_to_be_judged_is_trained_on(ask, windows, wave, weigh
 
     assert numbers(content, "train.cpu_usage")["num-examples"] == 25
     assert numbers(content, "evaluate.cpu_usage") == {"num-examples": 0}
-    assert numbers(content, "node")["missing-metrics"] == []
+    assert node(content)["missing-metrics"] == []
 
 
 def test_a_node_with_empty_windows_offers_nothing_but_the_cause(ask, windows):
@@ -248,7 +266,7 @@ def test_a_node_with_empty_windows_offers_nothing_but_the_cause(ask, windows):
     content = ask("query", server_round=0)
 
     assert set(content) == {"node"}
-    assert numbers(content, "node")["missing-causes"] == ["6 rows in a row are needed"]
+    assert node(content)["missing-causes"] == ["6 rows in a row are needed"]
 
 
 def test_weights_of_another_model_are_the_cause_of_their_metric_alone(ask, windows, wave, weights):
@@ -264,10 +282,10 @@ def test_weights_of_another_model_are_the_cause_of_their_metric_alone(ask, windo
         evaluate_metrics=asked,
     )
 
-    assert set(content) == {"node", "arrays.power", "train.power", "evaluate.power"}
-    node = numbers(content, "node")
-    assert node["missing-metrics"] == ["cpu_usage"]
-    assert node["missing-causes"] == [
+    assert said(content) == {"power", "train.power", "evaluate.power"}
+    found = node(content)
+    assert found["missing-metrics"] == ["cpu_usage"]
+    assert found["missing-causes"] == [
         "tensor 'lstm.weight_ih_l0' of the weights has shape (36, 1), the model's has (16, 1)"
     ]
 
@@ -277,9 +295,18 @@ def test_weights_that_were_not_sent_are_the_cause(ask, windows, wave):
 
     content = ask("train", {}, train_metrics=["cpu_usage"])
 
-    assert numbers(content, "node")["missing-causes"] == [
-        "the server sent no weights for cpu_usage"
-    ]
+    assert node(content)["missing-causes"] == ["the server sent no weights for cpu_usage"]
+
+
+def test_weights_of_another_length_than_told_are_refused_with_both(ask, weights):
+    told = pack({"cpu_usage": Flat.of({"head.bias": np.zeros(2)})})[1]
+    config = {name.replace("-", "_"): value for name, value in told.items()}
+
+    with pytest.raises(ClientError) as caught:
+        ask("evaluate", {"cpu_usage": {"head.bias": np.zeros(3)}}, **config)
+    assert str(caught.value) == (
+        "the server's weights cannot be read: the array has 3 numbers, its layouts have 2"
+    )
 
 
 def test_a_processor_that_is_away_is_the_cause(ask, windows, address, weights):
@@ -287,7 +314,7 @@ def test_a_processor_that_is_away_is_the_cause(ask, windows, address, weights):
 
     content = ask("train", {"cpu_usage": weights()}, train_metrics=["cpu_usage"])
 
-    assert numbers(content, "node")["missing-causes"] == [
+    assert node(content)["missing-causes"] == [
         f"the processor at {address}: UNAVAILABLE: the store does not answer"
     ]
 
@@ -297,15 +324,15 @@ def test_a_model_that_cannot_be_built_is_the_cause(ask, windows, wave):
 
     content = ask("query", run_config={"model": "nowhere:build"})
 
-    (cause,) = numbers(content, "node")["missing-causes"]
+    (cause,) = node(content)["missing-causes"]
     assert cause.startswith("model 'nowhere:build': cannot import nowhere")
 
 
 def test_another_protocol_is_refused_with_both_numbers(ask):
     with pytest.raises(ClientError) as caught:
-        ask("query", protocol=2)
+        ask("query", protocol=1)
     assert str(caught.value) == (
-        "the server speaks protocol 2 of the federation, this node speaks 1"
+        "the server speaks protocol 1 of the federation, this node speaks 2"
     )
 
 
@@ -400,4 +427,4 @@ def test_a_store_that_is_away_costs_the_round_nothing(ask, windows, wave, weight
     )
 
     assert numbers(content, "train.cpu_usage")["num-examples"] == 25
-    assert numbers(content, "node")["missing-metrics"] == []
+    assert node(content)["missing-metrics"] == []

@@ -23,9 +23,17 @@ from flwr.serverapp import Grid
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from flwr.supercore.task_identity import TaskIdentity
+from icos_fl.federation.v1.weights import Flat, pack, unpack
 from icos_fl_server.app import app
 
 Change = Callable[["Node", RecordDict], None]
+
+
+def weigh(reply: RecordDict, models: dict[str, dict[str, np.ndarray]]) -> None:
+    """Put *models*, by metric, into *reply* in place of what it has."""
+    array, facts = pack({metric: Flat.of(weights) for metric, weights in models.items()})
+    reply["node"].update(facts)
+    reply["arrays"] = ArrayRecord({"weights": Array(array)})
 
 
 @dataclass
@@ -48,7 +56,9 @@ class Node:
         self.received.append(message)
         config = message.content.config_records["config"]
         query = message.metadata.message_type == "query"
-        reply = RecordDict({"node": ConfigRecord({"name": self.name})})
+        reply = RecordDict({"node": ConfigRecord({"protocol": 2, "name": self.name})})
+        numbers = reply["metrics"] = MetricRecord()
+        models = {}
         asked = config["metrics"] if query else config.get("train-metrics", [])
         missing = [metric for metric in asked if metric not in self.examples]
         reply["node"]["missing-metrics"] = missing
@@ -57,21 +67,23 @@ class Node:
             if metric in missing:
                 continue
             examples = self.examples[metric]
-            reply[f"train.{metric}"] = MetricRecord({"num-examples": examples})
+            numbers[f"train.{metric}.num-examples"] = examples
             if query:
                 weights = np.full(self.shape, self.start, np.float32)
             else:
-                weights = message.content.array_records[f"arrays.{metric}"]["w"].numpy() + self.step
-                reply[f"train.{metric}"]["train-loss"] = self.loss
-                reply[f"train.{metric}"]["seconds"] = 0.1
+                received = unpack(message.content["arrays"]["weights"].numpy(), config)
+                weights = received[metric].named()["w"] + self.step
+                numbers[f"train.{metric}.train-loss"] = self.loss
+                numbers[f"train.{metric}.seconds"] = 0.1
             if query or examples:
-                weights = np.asarray(weights, np.float32)
-                reply[f"arrays.{metric}"] = ArrayRecord({"w": Array(weights)})
+                models[metric] = {"w": weights}
+        if models:
+            weigh(reply, models)
         for metric in config.get("evaluate-metrics", []):
             if metric in self.examples:
-                reply[f"evaluate.{metric}"] = MetricRecord(
-                    {"num-examples": 5, "eval-loss": self.loss, "mae": 2.0, "naive-mae": 3.0}
-                )
+                judged = {"num-examples": 5, "eval-loss": self.loss, "mae": 2.0, "naive-mae": 3.0}
+                for name, value in judged.items():
+                    numbers[f"evaluate.{metric}.{name}"] = value
         change = self.introduce if query else self.behave
         if change:
             change(self, reply)
@@ -185,8 +197,18 @@ def run(tmp_path: Path) -> Run:
 
 
 @pytest.fixture
+def make_grid() -> type[MemoryGrid]:
+    return MemoryGrid
+
+
+@pytest.fixture
 def make_node() -> type[Node]:
     return Node
+
+
+@pytest.fixture(name="weigh")
+def fixture_weigh() -> Callable[[RecordDict, dict[str, dict[str, np.ndarray]]], None]:
+    return weigh
 
 
 @pytest.fixture

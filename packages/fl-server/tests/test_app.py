@@ -98,7 +98,7 @@ def test_latest_and_best_model_are_in_the_store(run, make_node, tmp_path):
     losses = iter([9.0, 1.0, 5.0])
 
     def behave(_node, reply):
-        reply["evaluate.cpu_usage"]["eval-loss"] = next(losses)
+        reply["metrics"]["evaluate.cpu_usage.eval-loss"] = next(losses)
 
     with running_store(tmp_path / "store") as settings:
         address = f"{settings.host}:{settings.port}"

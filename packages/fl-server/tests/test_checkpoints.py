@@ -4,13 +4,14 @@ import json
 
 import numpy as np
 import pytest
+from icos_fl.federation.v1.weights import Flat
 from icos_fl_server.checkpoints import ROUNDS_KEPT, Checkpoint, Checkpoints, load_run
 from icos_fl_server.errors import ServerError
 from safetensors import safe_open
 
 
 def checkpoint(number, *shape):
-    return Checkpoint(number, {"w": np.full(shape or (2,), number, np.float32)})
+    return Checkpoint(number, Flat.of({"w": np.full(shape or (2,), number, np.float32)}))
 
 
 def test_a_checkpoint_tells_round_metric_and_run_configuration(tmp_path):
@@ -57,7 +58,7 @@ def test_a_run_is_found_by_its_result_folder_and_by_its_checkpoints(tmp_path, in
     found = load_run(tmp_path / inner, ("cpu", "power"))
     assert list(found) == ["cpu"]
     assert found["cpu"].round == 4
-    np.testing.assert_array_equal(found["cpu"].weights["w"], [4, 4])
+    np.testing.assert_array_equal(found["cpu"].weights.named()["w"], [4, 4])
 
 
 def test_a_folder_that_is_not_there_is_refused(tmp_path):
@@ -78,11 +79,11 @@ def test_a_file_that_is_no_checkpoint_is_refused_by_its_name(tmp_path):
 
 
 def test_a_run_resumes_from_the_weights_and_counts_rounds_on(run, make_node, tmp_path):
-    Checkpoints(tmp_path / "old", {}).save("cpu_usage", Checkpoint(7, {"w": np.ones(2, "f4")}))
+    Checkpoints(tmp_path / "old", {}).save("cpu_usage", checkpoint(7))
     node = make_node("a", 2.0)
     run(node, resume=str(tmp_path / "old"))
     new = load_run(run.folder, ("cpu_usage",))["cpu_usage"]
-    assert (new.round, new.weights["w"].tolist()) == (8, [3.0, 3.0])
+    assert (new.round, new.weights.vector.tolist()) == (8, [9.0, 9.0])
     config = node.trained()[0].content.config_records["config"]
     assert (config["server-round"], config["model-round"]) == (8, 7)
 

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, MetricRecord
+from flwr.app import Array, ArrayRecord
 from icos_fl_server.errors import ServerError
 from safetensors.numpy import load_file
 
@@ -42,8 +42,10 @@ def test_a_round_is_one_message_a_node_for_all_metrics(run, make_node):
     kinds = [sorted(m.metadata.message_type for m in push) for push in run.grid.pushes]
     assert kinds == [["query"] * 2, ["train"] * 2, ["evaluate"] * 2]
     message = run.grid.pushes[1][0]
-    assert set(message.content) == {"config", "arrays.cpu_usage", "arrays.memory_usage"}
-    assert config_of(message)["protocol"] == 1
+    assert set(message.content) == {"config", "arrays"}
+    assert config_of(message)["protocol"] == 2
+    assert config_of(message)["weights-metrics"] == ["cpu_usage", "memory_usage"]
+    assert message.content["arrays"]["weights"].numpy().tolist() == [0, 0, 0, 0]
     assert config_of(message)["train-metrics"] == ["cpu_usage", "memory_usage"]
 
 
@@ -57,7 +59,7 @@ def test_the_loss_of_a_round_is_what_came_back_in_the_next(run, make_node):
     losses = iter([9.0, 4.0, 2.0])
 
     def behave(_node, reply):
-        reply["evaluate.cpu_usage"]["eval-loss"] = next(losses)
+        reply["metrics"]["evaluate.cpu_usage.eval-loss"] = next(losses)
 
     node.behave = behave
     rounds = run(node, num_server_rounds=2)["rounds"]
@@ -69,7 +71,7 @@ def test_the_best_checkpoint_is_the_one_with_the_lowest_loss(run, make_node):
     losses = iter([9.0, 1.0, 5.0])
 
     def behave(_node, reply):
-        reply["evaluate.cpu_usage"]["eval-loss"] = next(losses)
+        reply["metrics"]["evaluate.cpu_usage.eval-loss"] = next(losses)
 
     run(make_node("a", behave=behave), num_server_rounds=2)
     assert weights(run, which="best") == pytest.approx([1.0, 1.0])
@@ -78,7 +80,7 @@ def test_the_best_checkpoint_is_the_one_with_the_lowest_loss(run, make_node):
 
 def test_losses_are_weighted_by_validation_examples(run, make_node):
     def many(_node, reply):
-        reply["evaluate.cpu_usage"]["num-examples"] = 15
+        reply["metrics"]["evaluate.cpu_usage.num-examples"] = 15
 
     nodes = make_node("a", loss=1.0), make_node("b", loss=5.0, behave=many)
     entry = run(*nodes)["rounds"][0]
@@ -145,7 +147,9 @@ def test_too_few_judges_leave_the_loss_unknown(run, make_node):
 
 def test_a_node_without_a_validation_sequence_is_no_judge(run, make_node):
     def young(_node, reply):
-        reply["evaluate.cpu_usage"] = MetricRecord({"num-examples": 0})
+        for name in ("eval-loss", "mae", "naive-mae"):
+            del reply["metrics"][f"evaluate.cpu_usage.{name}"]
+        reply["metrics"]["evaluate.cpu_usage.num-examples"] = 0
 
     nodes = make_node("a"), make_node("b", behave=young)
     entry = run(*nodes, min_evaluate_clients=2)["rounds"][0]
@@ -192,9 +196,10 @@ def test_of_four_nodes_what_is_usable_is_aggregated_and_each_cause_told_once(
     run, make_node, capsys
 ):
     def extra(_node, reply):
-        if "train.cpu_usage" in reply:
-            reply["train.cpu_usage"]["accuracy"] = 0.9
-            reply["train.surprise"] = MetricRecord({"num-examples": 3})
+        if "train.cpu_usage.num-examples" in reply["metrics"]:
+            reply["metrics"]["train.cpu_usage.accuracy"] = 0.9
+            reply["metrics"]["train.surprise.num-examples"] = 3
+            reply["metrics"]["mood"] = 7
 
     def ended(_node, _reply):
         raise RuntimeError("ClientApp stopped responding.")
@@ -215,7 +220,8 @@ def test_of_four_nodes_what_is_usable_is_aggregated_and_each_cause_told_once(
             "c": {"state": "failed", "cause": "RuntimeError: ClientApp stopped responding."},
             "d": {
                 "state": "ok",
-                "cause": "train.cpu_usage accuracy was not asked for and is left out; "
+                "cause": "mood was not asked for and is left out; "
+                "train.cpu_usage accuracy was not asked for and is left out; "
                 "train.surprise was not asked for and is left out",
             },
         }
@@ -230,12 +236,11 @@ def test_of_four_nodes_what_is_usable_is_aggregated_and_each_cause_told_once(
         (np.array([1, np.nan], np.float32), "tensor 'w' is not finite"),
         (np.array([1, np.inf], np.float32), "tensor 'w' is not finite"),
         (np.ones(3, np.float32), "tensor 'w' has shape (3,), the nodes' model has (2,)"),
-        (np.array(["a", "b"]), "tensor 'w' is of type <U1"),
     ],
 )
-def test_unusable_weights_cost_only_their_node(run, make_node, bad, cause):
+def test_unusable_weights_cost_only_their_node(run, make_node, weigh, bad, cause):
     def behave(_node, reply):
-        reply["arrays.cpu_usage"] = ArrayRecord({"w": Array(bad)})
+        weigh(reply, {"cpu_usage": {"w": bad}})
 
     entry = run(make_node("a", 2.0), make_node("b", behave=behave))["rounds"][0]
     assert weights(run) == pytest.approx([2.0, 2.0])
@@ -243,28 +248,119 @@ def test_unusable_weights_cost_only_their_node(run, make_node, bad, cause):
     assert entry["nodes"]["b"]["cause"].endswith(cause)
 
 
-def test_weights_under_other_names_cost_only_their_node(run, make_node):
+def test_weights_under_other_names_cost_only_their_node(run, make_node, weigh):
     def behave(_node, reply):
-        reply["arrays.cpu_usage"] = ArrayRecord({"v": Array(np.ones(2, np.float32))})
+        weigh(reply, {"cpu_usage": {"v": np.ones(2, np.float32)}})
 
     entry = run(make_node("a", 2.0), make_node("b", behave=behave))["rounds"][0]
     assert "tensor 'w' has shape none" in entry["nodes"]["b"]["cause"]
 
 
-def test_weights_that_cannot_be_decoded_cost_only_their_node(run, make_node):
+@pytest.mark.parametrize(
+    ("array", "cause"),
+    [
+        (
+            Array(np.array(["a", "b"])),
+            "the array is of type <U1 and shape (2,), "
+            "it must be of type float32 and one-dimensional",
+        ),
+        (
+            Array(np.ones(2)),
+            "the array is of type float64 and shape (2,), "
+            "it must be of type float32 and one-dimensional",
+        ),
+        (
+            Array(np.ones((1, 2), np.float32)),
+            "the array is of type float32 and shape (1, 2), "
+            "it must be of type float32 and one-dimensional",
+        ),
+        (Array(np.ones(3, np.float32)), "the array has 3 numbers, its layouts have 2"),
+        (Array(np.ones(1, np.float32)), "the array has 1 numbers, its layouts have 2"),
+        (
+            Array(dtype="float32", shape=(2,), stype="numpy.ndarray", data=b"rubbish"),
+            "the array is not in numpy's format",
+        ),
+        (
+            Array(dtype="float32", shape=(2,), stype="numpy.ndarray", data=b"PK\x03\x04 a zip"),
+            "the array is not in numpy's format",
+        ),
+    ],
+    ids=["strings", "double", "two-dimensional", "too-long", "too-short", "rubbish", "zip"],
+)
+def test_an_array_that_is_not_what_its_message_says_costs_only_its_node(
+    run, make_node, array, cause
+):
     def behave(_node, reply):
-        array = Array(dtype="float32", shape=(2,), stype="numpy.ndarray", data=b"rubbish")
-        reply["arrays.cpu_usage"] = ArrayRecord({"w": array})
+        reply["arrays"] = ArrayRecord({"weights": array})
 
     entry = run(make_node("a", 2.0), make_node("b", behave=behave))["rounds"][0]
-    assert entry["nodes"]["b"]["state"] == "unusable"
+    assert entry["nodes"]["b"] == {
+        "state": "unusable",
+        "cause": f"the weights cannot be read: {cause}",
+    }
     assert weights(run) == pytest.approx([2.0, 2.0])
+
+
+@pytest.mark.parametrize(
+    ("metrics", "layouts", "cause"),
+    [
+        (["cpu_usage"] * 2, ['[["w",[1]]]'] * 2, "metric 'cpu_usage' is in the array more than"),
+        (["cpu_usage", "power"], ['[["w",[2]]]'], "1 layouts for 2 metrics"),
+        (["cpu_usage"], ['[["w",[-2]]]'], "the layout of 'cpu_usage' is none: '[[\"w\",[-2]]]'"),
+        (["cpu_usage"], ["[" * 9999], "the layout of 'cpu_usage' is none"),
+        (["cpu_usage"], ['[["w",[1]],["w",[1]]]'], "the layout of 'cpu_usage' is none"),
+        ([1], ['[["w",[2]]]'], "weights-metrics is no list of strings"),
+    ],
+)
+def test_a_layout_that_is_none_costs_only_its_node(run, make_node, metrics, layouts, cause):
+    def behave(_node, reply):
+        reply["node"].update({"weights-metrics": metrics, "weights-layouts": layouts})
+
+    entry = run(make_node("a", 2.0), make_node("b", behave=behave))["rounds"][0]
+    assert entry["nodes"]["b"]["cause"].startswith(f"the weights cannot be read: {cause}")
+    assert weights(run) == pytest.approx([2.0, 2.0])
+
+
+def test_weights_of_one_metric_that_are_unusable_leave_the_others(run, make_node, weigh):
+    def behave(_node, reply):
+        wrong, right = np.ones(3, np.float32), np.full(2, 4, np.float32)
+        weigh(reply, {"cpu_usage": {"w": wrong}, "power": {"w": right}})
+
+    both = {"cpu_usage": 10, "power": 10}
+    nodes = make_node("a", 2.0, both), make_node("b", examples=both, behave=behave)
+    entry = run(*nodes, metric="cpu_usage,power")["rounds"][0]
+    assert entry["nodes"]["b"] == {
+        "state": "ok",
+        "cause": "weights of cpu_usage: tensor 'w' has shape (3,), the nodes' model has (2,)",
+    }
+    assert weights(run) == pytest.approx([2.0, 2.0])
+    assert weights(run, "power") == pytest.approx([3.0, 3.0])
+
+
+def test_a_reply_with_examples_and_no_weights_costs_only_its_node(run, make_node, weigh):
+    def behave(_node, reply):
+        weigh(reply, {})
+
+    entry = run(make_node("a", 2.0), make_node("b", behave=behave))["rounds"][0]
+    cause = "no weights of cpu_usage in the reply"
+    assert entry["nodes"]["b"] == {"state": "unusable", "cause": cause}
+
+
+def test_a_node_of_another_protocol_is_told_with_both_numbers(run, make_node):
+    def behave(_node, reply):
+        reply["node"]["protocol"] = 3
+
+    entry = run(make_node("a", 2.0), make_node("b", behave=behave))["rounds"][0]
+    assert entry["nodes"]["b"] == {
+        "state": "unusable",
+        "cause": "the node speaks protocol 3 of the federation, this server speaks 2",
+    }
 
 
 @pytest.mark.parametrize("examples", [-1, float("nan"), float("inf"), 0.5])
 def test_a_number_of_examples_that_is_none_costs_only_its_node(run, make_node, examples):
     def behave(_node, reply):
-        reply["train.cpu_usage"]["num-examples"] = examples
+        reply["metrics"]["train.cpu_usage.num-examples"] = examples
 
     entry = run(make_node("a", 2.0), make_node("b", behave=behave))["rounds"][0]
     assert entry["nodes"]["b"] == {
@@ -425,16 +521,15 @@ def test_momentum_goes_on_in_the_next_round(run, make_node):
     assert weights(run) == pytest.approx([2.9, 2.9])
 
 
-def test_momentum_goes_by_name_whatever_the_order_of_the_tensors(run, make_node):
+def test_momentum_goes_by_name_whatever_the_order_of_the_tensors(run, make_node, weigh):
     def trained(node, reply):
-        if node.trained() and "arrays.cpu_usage" in reply:
+        if "arrays" in reply:
             names = "vw" if len(node.trained()) == 1 else "wv"
             values = {"v": np.full(2, 7, np.float32), "w": np.full(2, 3, np.float32)}
-            reply["arrays.cpu_usage"] = ArrayRecord({name: Array(values[name]) for name in names})
+            weigh(reply, {"cpu_usage": {name: values[name] for name in names}})
 
     def introduced(_node, reply):
-        zeros = {name: Array(np.zeros(2, np.float32)) for name in "vw"}
-        reply["arrays.cpu_usage"] = ArrayRecord(zeros)
+        weigh(reply, {"cpu_usage": {name: np.zeros(2, np.float32) for name in "vw"}})
 
     node = make_node("a", behave=trained, introduce=introduced)
     run(node, strategy="FedAvgM", num_server_rounds=2)

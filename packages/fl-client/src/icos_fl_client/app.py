@@ -52,12 +52,10 @@ class Answer:
     def content(self, node: str) -> RecordDict:
         """The records of *node*'s reply; a record of nothing is left out."""
         array, facts = pack(self.weights)
-        facts |= {
-            "missing-metrics": [metric for metric, _ in self.missing],
-            "missing-causes": [cause for _, cause in self.missing],
-        }
-        told = {"protocol": records.PROTOCOL, "name": node, **facts}
-        content = RecordDict({records.NODE: ConfigRecord(told)})
+        told = ConfigRecord({"protocol": records.PROTOCOL, "name": node, **facts})
+        told["missing-metrics"] = [metric for metric, _ in self.missing]
+        told["missing-causes"] = [cause for _, cause in self.missing]
+        content = RecordDict({records.NODE: told})
         if self.numbers:
             content[records.METRICS] = MetricRecord({**self.numbers})
         if self.weights:

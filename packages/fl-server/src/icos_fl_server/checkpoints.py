@@ -7,14 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
+from icos_fl.federation.v1.weights import Flat, Layout
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from icos_fl_server.errors import ServerError
-
-Weights = dict[str, NDArray[Any]]
 
 ROUNDS_KEPT = 5
 """Files of single rounds that stay, beside latest and best."""
@@ -41,7 +38,7 @@ class Checkpoint:
     """One version of a metric's model."""
 
     round: int
-    weights: Weights
+    weights: Flat
 
 
 class Checkpoints:
@@ -73,8 +70,7 @@ class Checkpoints:
             "round": str(checkpoint.round),
             "run-config": self._run_config,
         }
-        arrays = {name: np.ascontiguousarray(array) for name, array in checkpoint.weights.items()}
-        packed: bytes = save(arrays, metadata)
+        packed: bytes = save(checkpoint.weights.named(), metadata)
         return packed
 
 
@@ -100,18 +96,16 @@ def _load(path: Path) -> Checkpoint:
         with safe_open(path, "np") as file:
             metadata = file.metadata() or {}
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        return Checkpoint(int(metadata["round"]), weights)
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        return Checkpoint(int(metadata["round"]), Flat.of(weights))
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
         raise ServerError(f"resume: {path} is not a checkpoint: {error}") from None
 
 
-def difference(given: Weights, expected: Weights) -> str:
+def difference(given: Layout, expected: Layout) -> str:
     """The first tensor of *given* whose shape is not that of *expected*; empty if there is none."""
-    for name in [*expected, *given]:
-        shapes = [
-            "none" if name not in weights else str(tuple(weights[name].shape))
-            for weights in (given, expected)
-        ]
+    shapes_given, shapes_expected = dict(given), dict(expected)
+    for name in [*shapes_expected, *shapes_given]:
+        shapes = [shapes.get(name, "none") for shapes in (shapes_given, shapes_expected)]
         if shapes[0] != shapes[1]:
             return f"tensor {name!r} has shape {shapes[0]}, the nodes' model has {shapes[1]}"
     return ""

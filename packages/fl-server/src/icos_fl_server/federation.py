@@ -4,36 +4,25 @@ import math
 import random
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import structlog
-from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import FedAvg
 from icos_fl.federation.v1 import records
+from icos_fl.federation.v1.weights import Flat
 
 from icos_fl_server import nodes, strategies
-from icos_fl_server.checkpoints import Checkpoint, Checkpoints, Weights, difference, load_run
+from icos_fl_server.checkpoints import Checkpoint, Checkpoints, difference, load_run
 from icos_fl_server.errors import ServerError
 from icos_fl_server.history import Facts, History
-from icos_fl_server.messages import (
-    Failure,
-    Numbers,
-    Reply,
-    exchange,
-    from_record,
-    request,
-    to_record,
-)
+from icos_fl_server.messages import Failure, Models, Numbers, Reply, exchange, models_of, request
 from icos_fl_server.model_state import ModelStates
+from icos_fl_server.models import Model
 from icos_fl_server.settings import RunConfig
 from icos_fl_server.tracking import Tracking
 from icos_fl_server.usable import Sorted, extras, sort_reply, weighted
-
-TTL_SLACK_SECONDS = 60.0
 
 ROUNDS_BELOW_MAX = 3
 """Rounds in a row with fewer usable nodes than the minimum, until the run ends."""
@@ -41,21 +30,6 @@ ROUNDS_BELOW_MAX = 3
 Answers = dict[int, Reply | Failure]
 
 log = structlog.get_logger()
-
-
-@dataclass
-class Model:
-    """The global model of one metric."""
-
-    strategy: FedAvg
-    weights: Weights
-    round: int
-    """That made these weights; counts on where a run resumes."""
-    best_loss: float = math.inf
-
-    @property
-    def checkpoint(self) -> Checkpoint:
-        return Checkpoint(self.round, self.weights)
 
 
 class Federation:
@@ -104,12 +78,13 @@ class Federation:
 
     def _introduce(self, ids: Iterable[int]) -> dict[str, Reply]:
         """Ask nodes for their names and for what they can learn; who is silent is left out."""
-        answers = exchange(self._grid, [self._query(i) for i in ids], self._config.node_timeout)
-        return self._admit(answers)
+        return self._admit(
+            exchange(self._grid, [self._query(i, self._config.node_timeout) for i in ids])
+        )
 
-    def _query(self, node_id: int) -> Message:
+    def _query(self, node_id: int, timeout_seconds: float) -> Message:
         config = {"server-round": 0, "model-round": 0, "metrics": list(self._config.metric)}
-        return self._request(MessageType.QUERY, node_id, config, {})
+        return request(MessageType.QUERY, node_id, config, timeout_seconds)
 
     def _admit(self, answers: Answers) -> dict[str, Reply]:
         """Who said a name of its own takes part from now on; the others' causes are kept."""
@@ -151,9 +126,10 @@ class Federation:
             # From the node that comes first by name, so that a run can be repeated.
             weights, number = replies[having[0]].weights[metric], 0
             if metric in resumed:
-                if cause := difference(resumed[metric].weights, weights):
+                found = resumed[metric]
+                if cause := difference(found.weights.layout, weights.layout):
                     raise ServerError(f"resume: checkpoint of {metric}: {cause}")
-                weights, number = resumed[metric].weights, resumed[metric].round
+                weights, number = found.weights.arranged(weights.layout), found.round
                 log.info("resumed", metric=metric, round=number)
             strategy = strategies.make(self._config.strategy, self._config.proximal_mu)
             self._models[metric] = Model(strategy, weights, number)
@@ -209,7 +185,8 @@ class Federation:
         messages = self._messages(number, train_ids, self._judges(known))
         asked = {message.metadata.dst_node_id for message in messages}
         # Who is new is asked along with the others, and trains from the next round on.
-        answers = self._exchange(messages + [self._query(i) for i in strangers])
+        timeout = min(self._config.node_timeout, self._config.round_timeout)
+        answers = exchange(self._grid, messages + [self._query(i, timeout) for i in strangers])
         self._judge(before, {i: answers[i] for i in answers if i in asked})
         usable = self._sort(entry, answers, asked, train_ids)
         if strangers:
@@ -228,22 +205,21 @@ class Federation:
 
     def _messages(self, number: int, train_ids: list[int], judges: set[int]) -> list[Message]:
         """One message a node: to train, to judge, or both."""
-        arrays = {metric: to_record(model.weights) for metric, model in self._models.items()}
         configs: dict[int, dict[str, Any]] = {i: {} for i in [*train_ids, *sorted(judges)]}
-        chosen = nodes.FixedNodes(train_ids, self._grid)
-        for metric, model in self._models.items():
-            for message in model.strategy.configure_train(
-                number, arrays[metric], ConfigRecord(), chosen
-            ):
-                of_strategy = message.content.config_records["config"]
-                configs[message.metadata.dst_node_id].update(of_strategy)
+        for model in self._models.values():
+            for node_id, added in model.configure(number, train_ids, self._grid).items():
+                configs[node_id].update(added)
+        models = self._as_sent()
         messages = []
         for node_id, added in configs.items():
             trains = node_id in train_ids
             config = added | self._asked(number, trains=trains, judges=node_id in judges)
             kind = MessageType.TRAIN if trains else MessageType.EVALUATE
-            messages.append(self._request(kind, node_id, config, arrays))
+            messages.append(request(kind, node_id, config, self._config.round_timeout, models))
         return messages
+
+    def _as_sent(self) -> Models:
+        return models_of({metric: model.weights for metric, model in self._models.items()})
 
     def _asked(self, number: int, *, trains: bool, judges: bool) -> dict[str, Any]:
         metrics = list(self._models)
@@ -257,9 +233,9 @@ class Federation:
 
     def _sort(
         self, entry: Facts, answers: Answers, asked: set[int], train_ids: list[int]
-    ) -> dict[str, list[tuple[Weights, Numbers]]]:
+    ) -> dict[str, list[tuple[Flat, Numbers]]]:
         """What can be aggregated, by metric; each node's state and cause go into *entry*."""
-        usable: dict[str, list[tuple[Weights, Numbers]]] = {m: [] for m in self._models}
+        usable: dict[str, list[tuple[Flat, Numbers]]] = {m: [] for m in self._models}
         expected = {metric: model.weights for metric, model in self._models.items()}
         for node_id in self._roster.known(asked):
             answer, name = answers[node_id], self._roster.names[node_id]
@@ -291,7 +267,7 @@ class Federation:
         self,
         entry: Facts,
         number: int,
-        usable: dict[str, list[tuple[Weights, Numbers]]],
+        usable: dict[str, list[tuple[Flat, Numbers]]],
         train_ids: list[int],
     ) -> None:
         """Aggregate, or skip the round with its reason: the weights stay, the next one is tried."""
@@ -323,24 +299,14 @@ class Federation:
         entry: Facts,
         number: int,
         metric: str,
-        usable: dict[str, list[tuple[Weights, Numbers]]],
+        usable: dict[str, list[tuple[Flat, Numbers]]],
     ) -> str:
         """New weights of *metric* into its model; or the reason why there are none."""
         replies, model = usable[metric], self._models[metric]
         if len(replies) < self._strategy_minimum:
             return f"{metric}: {self._strategy_minimum} nodes needed, {len(replies)} usable"
-        messages = [_as_flower_expects(*reply) for reply in replies]
-        arrays, _ = model.strategy.aggregate_train(number, messages)
-        if arrays is None:
-            return f"{metric}: {self._config.strategy} made no weights"
-        # Back to the node's own types: a weighted mean of float32 may come out as float64.
-        weights = {
-            name: np.asarray(array, model.weights[name].dtype)
-            for name, array in from_record(arrays).items()
-        }
-        if not all(np.isfinite(array).all() for array in weights.values()):
-            return f"{metric}: {self._config.strategy} made weights that are not finite"
-        model.weights, model.round = weights, self._first_round + number
+        if cause := model.aggregate(number, self._first_round + number, replies):
+            return f"{metric}: {cause}"
         self._checkpoints.save(metric, model.checkpoint)
         entry["metrics"][metric] = {
             "train_loss": weighted([numbers for _, numbers in replies], "train-loss"),
@@ -358,18 +324,13 @@ class Federation:
         """Send the final weights once more: to be judged, and to be kept by all nodes."""
         known = self._roster.known(self._grid.get_node_ids())
         judges = self._judges(known)
-        arrays = {metric: to_record(model.weights) for metric, model in self._models.items()}
-        number = self._config.num_server_rounds
-        messages = [
-            self._request(
-                MessageType.EVALUATE,
-                i,
-                self._asked(number, trains=False, judges=i in judges),
-                arrays,
-            )
-            for i in known
-        ]
-        answers = self._exchange(messages)
+        models, number = self._as_sent(), self._config.num_server_rounds
+        messages = []
+        for node_id in known:
+            config = self._asked(number, trains=False, judges=node_id in judges)
+            timeout = self._config.round_timeout
+            messages.append(request(MessageType.EVALUATE, node_id, config, timeout, models))
+        answers = exchange(self._grid, messages)
         for node_id, answer in answers.items():
             if isinstance(answer, Failure):
                 self._tell(self._roster.names[node_id], answer.cause)
@@ -411,30 +372,8 @@ class Federation:
         self._tracking.round(metric, number, facts)
         self._states.put(metric, model.checkpoint, facts, best=best)
 
-    def _exchange(self, messages: list[Message]) -> Answers:
-        return exchange(self._grid, messages, self._config.round_timeout)
-
-    def _request(
-        self, kind: str, node_id: int, config: Mapping[str, Any], arrays: dict[str, ArrayRecord]
-    ) -> Message:
-        longest = max(self._config.round_timeout, self._config.node_timeout)
-        ttl = longest + TTL_SLACK_SECONDS
-        return request(kind, node_id, config, arrays, ttl)
-
     def _tell(self, name: str, cause: str) -> None:
         """Each node and cause once."""
         if cause and (name, cause) not in self._told:
             self._told.add((name, cause))
             log.warning("cannot take part fully", node=name, cause=cause)
-
-
-def _as_flower_expects(weights: Weights, numbers: Numbers) -> Message:
-    """One ArrayRecord and one MetricRecord with the weight alone: an extra key ends Flower's
-    aggregation for all nodes."""
-    content = RecordDict(
-        {
-            "arrays": to_record(weights),
-            "metrics": MetricRecord({records.NUM_EXAMPLES: int(numbers[records.NUM_EXAMPLES])}),
-        }
-    )
-    return Message(content=content, message_type=MessageType.TRAIN, dst_node_id=0)

@@ -4,16 +4,22 @@ import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from icos_fl.federation.v1 import records
+from icos_fl.federation.v1.weights import Flat, WeightsError, pack, unpack
 
-from icos_fl_server.checkpoints import Weights
+TTL_SLACK_SECONDS = 2.0
+"""What a message lives longer than its sender waits: enough for its own way to the SuperLink, and
+little, as a node may end a task whose message has expired."""
 
-_POLL_SECONDS_MIN, _POLL_SECONDS_MAX = 0.1, 1.0
+_PAUSE_SECONDS_MIN, _PAUSE_SECONDS_MAX = 0.02, 1.0
+_HELD_SECONDS = 0.5
+"""An empty answer that took so long was held back by the SuperLink until it had to be given."""
+
 _CAUSE_LENGTH_MAX = 300
 
 _RAISED = re.compile(r"<class '(?:[\w<>]+\.)*(\w+)'>:<'(.*)'>", re.DOTALL)
@@ -27,11 +33,13 @@ class Reply:
     """What one node answered, as far as it can be used."""
 
     name: str
-    weights: dict[str, Weights] = field(default_factory=dict)
+    weights: dict[str, Flat] = field(default_factory=dict)
     train: dict[str, Numbers] = field(default_factory=dict)
     evaluate: dict[str, Numbers] = field(default_factory=dict)
     causes: dict[str, str] = field(default_factory=dict)
     """By metric: why it is not in the reply."""
+    unknown: list[str] = field(default_factory=list)
+    """Keys of numbers that are of no known kind."""
 
 
 @dataclass(frozen=True)
@@ -43,61 +51,84 @@ class Failure:
     cause: str
 
 
-def exchange(
-    grid: Grid, messages: list[Message], timeout_seconds: float
-) -> dict[int, Reply | Failure]:
-    """Send, and collect the replies by node id; who is silent at the timeout is a Failure.
+class Models(NamedTuple):
+    """The models of all metrics as messages carry them, made once for all nodes."""
 
-    Flower's own send_and_receive looks for replies every 3 s; a round of a small model is shorter.
-    """
-    sent = list(grid.push_messages(messages))
-    pending: dict[str, int] = {}
-    answers: dict[int, Reply | Failure] = {}
-    for index, message in enumerate(messages):
-        # Flower returns None for a message that it refuses, and nothing at all for too large ones.
-        if index < len(sent) and sent[index]:
-            pending[sent[index]] = message.metadata.dst_node_id
-        else:
-            cause = "the SuperLink did not take the message"
-            answers[message.metadata.dst_node_id] = Failure("failed", cause)
-    deadline = time.monotonic() + timeout_seconds
-    pause = _POLL_SECONDS_MIN
-    while pending:
-        replies = list(grid.pull_messages(list(pending)))
-        for reply in replies:
-            node_id = pending.pop(reply.metadata.reply_to_message_id, None)
-            if node_id is not None:
-                answers[node_id] = _decode(reply)
-        if not pending or time.monotonic() >= deadline:
-            break
-        pause = _POLL_SECONDS_MIN if replies else min(2 * pause, _POLL_SECONDS_MAX)
-        time.sleep(min(pause, max(0.0, deadline - time.monotonic())))
-    for node_id in pending.values():
-        answers[node_id] = Failure("silent", f"no reply in {timeout_seconds:g} s")
-    return answers
+    record: ArrayRecord
+    facts: dict[str, list[str]]
+    """What the ConfigRecord says of the record."""
+
+
+def models_of(weights: Mapping[str, Flat]) -> Models:
+    array, facts = pack(weights)
+    return Models(vector_record(array), facts)
+
+
+def vector_record(vector: np.ndarray[Any, Any]) -> ArrayRecord:
+    return ArrayRecord({records.WEIGHTS: Array(vector)})
 
 
 def request(
     message_type: str,
     node_id: int,
     config: Mapping[str, Any],
-    weights: Mapping[str, ArrayRecord],
-    ttl_seconds: float,
+    timeout_seconds: float,
+    models: Models | None = None,
 ) -> Message:
-    """One message of the federation's protocol."""
-    content = RecordDict()
-    content[records.CONFIG] = ConfigRecord({"protocol": records.PROTOCOL, **config})
-    for metric, record in weights.items():
-        content[records.arrays(metric)] = record
-    return Message(content=content, message_type=message_type, dst_node_id=node_id, ttl=ttl_seconds)
+    """One message of the federation's protocol, to be answered within *timeout_seconds*."""
+    facts = {"protocol": records.PROTOCOL, **config} | (models.facts if models else {})
+    content = RecordDict({records.CONFIG: ConfigRecord(facts)})
+    if models:
+        content[records.ARRAYS] = models.record
+    ttl = timeout_seconds + TTL_SLACK_SECONDS
+    return Message(content=content, message_type=message_type, dst_node_id=node_id, ttl=ttl)
 
 
-def to_record(weights: Weights) -> ArrayRecord:
-    return ArrayRecord({name: Array(np.asarray(array)) for name, array in weights.items()})
+class _Pending(NamedTuple):
+    node_id: int
+    timeout_seconds: float
+    deadline: float
 
 
-def from_record(record: ArrayRecord) -> Weights:
-    return {name: array.numpy() for name, array in record.items()}
+def exchange(grid: Grid, messages: list[Message]) -> dict[int, Reply | Failure]:
+    """Send, and collect the replies by node id; who is silent at its timeout is a Failure.
+
+    Flower's own send_and_receive looks for replies every 3 s; a round of a small model is shorter.
+    A SuperLink may hold an empty answer back until there is a reply: it is asked again at once.
+    """
+    began = time.monotonic()  # sending is part of what a timeout is for
+    sent = list(grid.push_messages(messages))
+    pending: dict[str, _Pending] = {}
+    answers: dict[int, Reply | Failure] = {}
+    for index, message in enumerate(messages):
+        node_id = message.metadata.dst_node_id
+        timeout = message.metadata.ttl - TTL_SLACK_SECONDS
+        # Flower returns None for a message that it refuses, and nothing at all for too large ones.
+        if index < len(sent) and sent[index]:
+            pending[sent[index]] = _Pending(node_id, timeout, began + timeout)
+        else:
+            answers[node_id] = Failure("failed", "the SuperLink did not take the message")
+    pause = _PAUSE_SECONDS_MIN
+    while pending:
+        asked = time.monotonic()
+        came = False
+        for reply in grid.pull_messages(list(pending)):
+            if of := pending.pop(reply.metadata.reply_to_message_id, None):
+                answers[of.node_id] = _decode(reply)
+                came = True
+        now = time.monotonic()
+        for key, of in list(pending.items()):
+            if now >= of.deadline:
+                del pending[key]
+                silent = f"no reply in {of.timeout_seconds:g} s"
+                answers[of.node_id] = Failure("silent", silent)
+        if came or now - asked >= _HELD_SECONDS:
+            pause = _PAUSE_SECONDS_MIN
+        elif pending:
+            left = min(of.deadline for of in pending.values()) - now
+            time.sleep(min(pause, left))
+            pause = min(2 * pause, _PAUSE_SECONDS_MAX)
+    return answers
 
 
 def _decode(message: Message) -> Reply | Failure:
@@ -107,25 +138,43 @@ def _decode(message: Message) -> Reply | Failure:
     node = content.get(records.NODE)
     if not isinstance(node, ConfigRecord) or not isinstance(node.get("name"), str):
         return Failure("unusable", f"the reply has no record {records.NODE!r} with a name")
+    if node.get("protocol") != records.PROTOCOL:
+        return Failure(
+            "unusable",
+            f"the node speaks protocol {node.get('protocol')!r} of the federation, "
+            f"this server speaks {records.PROTOCOL}",
+        )
     reply = Reply(str(node["name"]))
     missing = zip(_list(node, "missing-metrics"), _list(node, "missing-causes"), strict=False)
     reply.causes.update(missing)
-    for key, record in content.items():
-        kind, _, metric = key.partition(".")
-        if isinstance(record, ArrayRecord) and kind == "arrays":
-            try:
-                reply.weights[metric] = from_record(record)
-            except (ValueError, TypeError, EOFError) as error:
-                return Failure("unusable", f"{key} cannot be decoded: {error}")
-        elif isinstance(record, MetricRecord) and kind == "train":
-            reply.train[metric] = _numbers(record)
-        elif isinstance(record, MetricRecord) and kind == "evaluate":
-            reply.evaluate[metric] = _numbers(record)
+    try:
+        reply.weights = unpack(_array(content), node)
+    except WeightsError as error:
+        return Failure("unusable", f"the weights cannot be read: {error}")
+    numbers = content.get(records.METRICS, MetricRecord())
+    for key, value in numbers.items() if isinstance(numbers, MetricRecord) else ():
+        kind, metric, name = records.split_number(key)
+        known = {records.TRAIN: reply.train, records.EVALUATE: reply.evaluate}.get(kind)
+        if known is None or not metric or isinstance(value, list):
+            reply.unknown.append(key)
+        else:
+            known.setdefault(metric, {})[name] = float(value)
     return reply
 
 
-def _numbers(record: MetricRecord) -> Numbers:
-    return {key: float(value) for key, value in record.items() if not isinstance(value, list)}
+def _array(content: RecordDict) -> np.ndarray[Any, Any]:
+    record = content.get(records.ARRAYS, None)
+    if record is None:
+        return np.empty(0, np.float32)
+    if not isinstance(record, ArrayRecord) or list(record) != [records.WEIGHTS]:
+        raise WeightsError(f"{records.ARRAYS!r} is no ArrayRecord of one array {records.WEIGHTS!r}")
+    try:
+        array = record[records.WEIGHTS].numpy()
+    except Exception:  # what numpy raises depends on the bytes, which are a stranger's
+        array = None
+    if not isinstance(array, np.ndarray):
+        raise WeightsError("the array is not in numpy's format")
+    return array
 
 
 def _list(record: ConfigRecord, key: str) -> list[str]:

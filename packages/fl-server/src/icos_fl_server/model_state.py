@@ -34,7 +34,7 @@ class ModelStates:
         known = {key: value for key, value in facts.items() if value is not None}
         version = ModelVersion(
             round=checkpoint.round,
-            weights=checkpoint.weights,
+            weights=checkpoint.weights.named(),
             config=self._config,
             metadata={"created-unix-s": time.time(), **known},
         )

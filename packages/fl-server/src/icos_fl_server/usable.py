@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from icos_fl.federation.v1 import records
+from icos_fl.federation.v1.weights import Flat
 
-from icos_fl_server.checkpoints import Weights, difference
+from icos_fl_server.checkpoints import difference
 from icos_fl_server.messages import Numbers, Reply
 
 TRAIN_KEYS = {records.NUM_EXAMPLES, "train-loss", "seconds"}
@@ -17,7 +18,7 @@ EVALUATE_KEYS = {records.NUM_EXAMPLES, "eval-loss", "mae", "naive-mae"}
 class Sorted:
     """A node's training reply, sorted by metric."""
 
-    usable: dict[str, tuple[Weights, Numbers]] = field(default_factory=dict)
+    usable: dict[str, tuple[Flat, Numbers]] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
     """The node has nothing to train on, with its own cause or an empty one."""
     unusable: dict[str, str] = field(default_factory=dict)
@@ -30,7 +31,7 @@ class Sorted:
         return "unusable" if self.unusable else "no-data"
 
 
-def sort_reply(reply: Reply, expected: Mapping[str, Weights]) -> Sorted:
+def sort_reply(reply: Reply, expected: Mapping[str, Flat]) -> Sorted:
     """Sort *reply* by the metrics of *expected*, the global weights that the node trained on."""
     result = Sorted()
     for metric, weights in expected.items():
@@ -44,14 +45,13 @@ def sort_reply(reply: Reply, expected: Mapping[str, Weights]) -> Sorted:
             result.unusable[metric] = f"{records.NUM_EXAMPLES} of {metric} is {examples:g}"
         elif examples == 0:
             result.missing[metric] = ""
-        elif cause := _flaw(reply.weights.get(metric, {}), weights):
+        elif metric not in reply.weights:
+            result.unusable[metric] = f"no weights of {metric} in the reply"
+        elif cause := _flaw(reply.weights[metric], weights):
             result.unusable[metric] = f"weights of {metric}: {cause}"
         else:
-            # In the order of the global weights: FedAvgM and Krum go by position, not by name.
-            result.usable[metric] = (
-                {name: reply.weights[metric][name] for name in weights},
-                numbers,
-            )
+            # In the order of the global weights: a strategy goes by position, not by name.
+            result.usable[metric] = reply.weights[metric].arranged(weights.layout), numbers
     return result
 
 
@@ -68,8 +68,8 @@ def extras(reply: Reply, metrics: Mapping[str, object]) -> list[str]:
                 found.append(f"{kind}.{metric}")
             else:
                 found += [f"{kind}.{metric} {key}" for key in sorted(numbers.keys() - known)]
-    found += [f"arrays.{metric}" for metric in reply.weights if metric not in metrics]
-    return sorted(found)
+    found += [f"weights of {metric}" for metric in reply.weights if metric not in metrics]
+    return sorted(found + reply.unknown)
 
 
 def weighted(replies: list[Numbers], key: str) -> float | None:
@@ -82,13 +82,12 @@ def weighted(replies: list[Numbers], key: str) -> float | None:
     return float(sum(value * weight for value, weight in pairs if weight > 0) / total)
 
 
-def _flaw(weights: Weights, expected: Weights) -> str:
+def _flaw(weights: Flat, expected: Flat) -> str:
     """Why *weights* cannot be averaged with others; empty if they can."""
-    if cause := difference(weights, expected):
+    if cause := difference(weights.layout, expected.layout):
         return cause
-    for name, array in weights.items():
-        if array.dtype.kind not in "fiu":
-            return f"tensor {name!r} is of type {array.dtype}"
-        if not np.isfinite(array).all():
-            return f"tensor {name!r} is not finite"
+    if not np.isfinite(weights.vector).all():
+        tensors = weights.named().items()
+        name = next(name for name, tensor in tensors if not np.isfinite(tensor).all())
+        return f"tensor {name!r} is not finite"
     return ""
