@@ -18,6 +18,7 @@ _POLL_SECONDS = 0.5
 # A ServerApp that dies cannot write it in the history, so the SuperLink is asked after a silence.
 _SILENCE_SECONDS = 45.0
 _FIRST_SILENCE_SECONDS = 25.0  # until there is a history
+_COMPLAINTS_MAX = 8  # at once
 
 
 def train(
@@ -146,10 +147,12 @@ def _follow(supervisor: Supervisor, run_id: str, path: Path, progress: Progress)
         if history is not None and history != seen:
             seen, heard = history, time.monotonic()
             progress.training(describe(history))
-            for complaint in _complaints(history):
-                if complaint not in told:
-                    told.add(complaint)
-                    progress.say(complaint)
+            new = [line for line in dict.fromkeys(_complaints(history)) if line not in told]
+            told.update(new)
+            for complaint in new[:_COMPLAINTS_MAX]:
+                progress.say(complaint)
+            if len(new) > _COMPLAINTS_MAX:
+                progress.say(f"and {len(new) - _COMPLAINTS_MAX} more of the kind: {path}")
             if history["state"] in ("finished", "failed"):
                 return history
         patience = _FIRST_SILENCE_SECONDS if seen is None else _SILENCE_SECONDS
