@@ -39,11 +39,11 @@ def test_a_node_without_a_store_asks_none_to_keep_the_model(
 ):
     values = node.model_dump(by_alias=True) | {"store-address": ""}
     nowhere = parse(NodeConfig, values, "node config")
-    learner = Learner(nowhere, run_config(small_run), processor)
     asked = []
     monkeypatch.setattr("icos_fl_client.node.connect", asked.append)
 
-    learner.keep({"cpu_usage": weights_of(model(small_run))}, 1)
+    with Learner(nowhere, run_config(small_run), processor) as learner:
+        learner.keep({"cpu_usage": weights_of(model(small_run))}, 1)
 
     assert asked == []
 

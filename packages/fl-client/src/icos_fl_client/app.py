@@ -127,8 +127,11 @@ def _reply(message: Message, context: Context, serve: Serve) -> Message:
     node = parse(NodeConfig, context.node_config, "node config")
     run = parse(RunConfig, context.run_config, "run config")
     answer = Answer()
-    with ProcessorClient(node.processor_address, kept=_kept()) as processor:
-        serve(Learner(node, run, processor), config, answer)
+    with (
+        ProcessorClient(node.processor_address, kept=_kept()) as processor,
+        Learner(node, run, processor) as learner,
+    ):
+        serve(learner, config, answer)
     return Message(content=answer.content(node.node_name), reply_to=message)
 
 

@@ -1,14 +1,16 @@
 """What one node does for one metric: offer, judge, train and keep a model."""
 
 import math
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import TracebackType
 
 import numpy as np
 import structlog
 import torch
-from icos_fl_timeseries_store import ModelVersion, StoreError, connect
+from icos_fl_timeseries_store import ModelVersion, StoreError, StoreSettings, connect
 from numpy.typing import NDArray
 
 from icos_fl_client import models, training
@@ -43,8 +45,8 @@ def weights_of(model: torch.nn.Module) -> Weights:
     }
 
 
-def load_weights(model: torch.nn.Module, weights: Mapping[str, NDArray[np.float32]]) -> None:
-    """Put *weights* into *model*. Raises WrongWeights."""
+def check_weights(model: torch.nn.Module, weights: Mapping[str, NDArray[np.float32]]) -> None:
+    """Raises WrongWeights where *weights* are not finite numbers in the shapes of *model*'s."""
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     given = {name: tuple(array.shape) for name, array in weights.items()}
     for name in expected | given:
@@ -55,6 +57,11 @@ def load_weights(model: torch.nn.Module, weights: Mapping[str, NDArray[np.float3
             )
         if not np.isfinite(weights[name]).all():
             raise WrongWeights(f"tensor {name!r} of the weights is not finite")
+
+
+def load_weights(model: torch.nn.Module, weights: Mapping[str, NDArray[np.float32]]) -> None:
+    """Put *weights* into *model*. Raises WrongWeights."""
+    check_weights(model, weights)
     model.load_state_dict({name: torch.tensor(array) for name, array in weights.items()})
 
 
@@ -78,7 +85,10 @@ def choose_device(node: NodeConfig, run: RunConfig) -> torch.device:
 
 @dataclass
 class Learner:
-    """One node in one round. Sequences are fetched once a metric, whatever is done with them."""
+    """One node in one round. Use it as a context manager: at its end all is kept that is to be.
+
+    Sequences are fetched, and models built, once a metric, whatever is done with them.
+    """
 
     node: NodeConfig
     run: RunConfig
@@ -89,6 +99,20 @@ class Learner:
             torch.set_num_threads(self.node.threads)
         self._device = choose_device(self.node, self.run)
         self._sequences: dict[str, Sequences] = {}
+        self._models: dict[str, torch.nn.Module] = {}
+        self._keeping: threading.Thread | None = None
+
+    def __enter__(self) -> "Learner":
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._keeping:
+            self._keeping.join()
 
     def offer(self, metric: str) -> tuple[Weights, Metrics]:
         """Initial weights and the number of training sequences; raises NoSequences."""
@@ -101,7 +125,7 @@ class Learner:
         Without a sequence there: 0 examples. A young window has its first ones for training.
         """
         sequences = self._fetch(metric)
-        model = build_model(self.run, metric)
+        model = self._model(metric)
         load_weights(model, weights)
         result = training.evaluate(
             model,
@@ -130,8 +154,9 @@ class Learner:
                 f"{self.node.node_name}: {metric} has no sequence of "
                 f"{self.run.time_step + self.run.horizon} steps without a gap in its training part"
             )
-        model = build_model(self.run, metric)
+        model = self._model(metric)
         load_weights(model, weights)
+        del self._models[metric]  # what is returned shares its memory
         result = training.train(
             model,
             [run.rows_tf for run in sequences.train],
@@ -152,34 +177,47 @@ class Learner:
     def keep(self, received: Mapping[str, Weights], model_round: int) -> None:
         """Keep the global models in the node's own store, to forecast from with the server gone.
 
-        A store that is down costs the forecasts their newest model, not the federation its node.
-        Without a store nothing is kept.
+        The store is asked while this node goes on, so that the reply does not wait for it. One
+        that is down costs the forecasts their newest model, not the federation its node. Without
+        a store nothing is kept.
         """
         if self.node.store is None:
             return
+        fitting = {m: weights for m, weights in received.items() if self._fits(m, weights)}
+        if fitting:
+            arguments = (self.node.store, fitting, model_round)
+            self._keeping = threading.Thread(target=self._put, args=arguments)
+            self._keeping.start()
+
+    def _put(self, where: StoreSettings, fitting: dict[str, Weights], model_round: int) -> None:
         try:
-            with connect(self.node.store) as store:
-                for metric, weights in received.items():
-                    if self._fits(metric, weights):
-                        store.model_state(self.node.node_name, metric).put(
-                            ModelVersion(
-                                round=model_round,
-                                weights=weights,
-                                config=self.run.model_config_of(metric),
-                                metadata={"created-unix-s": time.time()},
-                            )
+            with connect(where) as store:
+                for metric, weights in fitting.items():
+                    store.model_state(self.node.node_name, metric).put(
+                        ModelVersion(
+                            round=model_round,
+                            weights=weights,
+                            config=self.run.model_config_of(metric),
+                            metadata={"created-unix-s": time.time()},
                         )
+                    )
         except StoreError as error:
             log.warning("global model not kept", node=self.node.node_name, error=str(error))
 
     def _fits(self, metric: str, weights: Weights) -> bool:
         """Weights that do not fit would break every forecast to come."""
         try:
-            load_weights(build_model(self.run, metric), weights)
+            check_weights(self._model(metric), weights)
         except (WrongWeights, models.ModelError) as error:
             log.warning("global model does not fit", metric=metric, error=str(error))
             return False
         return True
+
+    def _model(self, metric: str) -> torch.nn.Module:
+        """Its weights are whatever was done with it last. Raises ModelError."""
+        if metric not in self._models:
+            self._models[metric] = build_model(self.run, metric)
+        return self._models[metric]
 
     def _fetch(self, metric: str) -> Sequences:
         if metric not in self._sequences:
