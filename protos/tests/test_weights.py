@@ -67,6 +67,9 @@ def test_tensors_are_arranged_by_name():
         ({"weights-layouts": ['[["w",[2.5,2]]]', "[]"]}, "the layout of 'm' is none: "),
         ({"weights-layouts": ['[["w",[-5,-1]]]', "[]"]}, "the layout of 'm' is none: "),
         ({"weights-layouts": ['[[["w"],[5]]]', "[]"]}, "the layout of 'm' is none: "),
+        ({"weights-layouts": [f'[["w",{[1] * 33}]]', "[]"]}, "the layout of 'm' is none: "),
+        ({"weights-layouts": [f'[["w",[0,{2**31}]]]', "[]"]}, "the layout of 'm' is none: "),
+        ({"weights-layouts": ['[["w",[0,65536,65536]]]', "[]"]}, "the layout of 'm' is none: "),
         ({"weights-layouts": ['[["w",[5]],["w",[0]]]', "[]"]}, "the layout of 'm' is none: "),
     ],
 )

@@ -20,6 +20,10 @@ METRICS_KEY: Final = "weights-metrics"
 LAYOUTS_KEY: Final = "weights-layouts"
 """For each of these metrics the layout as JSON: ``[["head.weight", [20, 4]], …]``."""
 
+LENGTH_MAX: Final = 2**31
+DIMENSIONS_MAX: Final = 32
+"""Of one tensor; numpy and torch have 64."""
+
 Weights = dict[str, NDArray[np.float32]]
 """A model's tensors by name, in order."""
 
@@ -116,12 +120,14 @@ def _layout(metric: str, text: str) -> Layout:
         pairs = [(name, tuple(shape)) for name, shape in json.loads(text)]
     except (ValueError, TypeError, RecursionError):
         pairs = [("", (-1,))]
-    names = [name for name, _ in pairs]
-    lengths = [length for _, shape in pairs for length in shape]
-    if (
-        not all(isinstance(name, str) for name in names)
-        or not all(isinstance(length, int) and length >= 0 for length in lengths)
-        or len(set(names)) < len(names)
-    ):
+    names = [name for name, _ in pairs if isinstance(name, str)]
+    if len(set(names)) < len(pairs) or not all(_is_shape(shape) for _, shape in pairs):
         raise WeightsError(f"the layout of {metric!r} is none: {text[:100]!r}")
     return tuple(pairs)
+
+
+def _is_shape(shape: tuple[object, ...]) -> bool:
+    lengths = [n for n in shape if isinstance(n, int) and 0 <= n < LENGTH_MAX]
+    # Of a tensor without numbers too: numpy refuses a shape whose other lengths overflow.
+    known = math.prod(n for n in lengths if n) < LENGTH_MAX
+    return known and len(lengths) == len(shape) <= DIMENSIONS_MAX
