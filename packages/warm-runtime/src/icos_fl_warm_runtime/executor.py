@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from contextlib import suppress
 from logging import WARNING
 from pathlib import Path
@@ -23,6 +24,9 @@ from icos_fl_warm_runtime.worker import ENTRY_POINTS, ending
 
 TAKEN_SECONDS = 120.0
 """Until a worker that has to import everything must have taken a task."""
+
+HEARTBEAT_SECONDS = 10.0
+"""A token that nobody has used for 30 s is taken back."""
 
 _POLL_SECONDS_MAX = 1.0
 """As often as Flower's SuperExec asks a host that does not hold its requests."""
@@ -107,10 +111,17 @@ class _Worker:
             self._ordered[spec.task_id] = spec
             with suppress(OSError):  # it is ending, which the listener finds out
                 self._connection.sendall(json.dumps(order).encode() + b"\n")
-            self._changed.wait_for(
-                lambda: spec.task_id not in self._ordered or self.is_over, TAKEN_SECONDS
-            )
+        deadline = time.monotonic() + TAKEN_SECONDS
+        while not self._answered(spec, HEARTBEAT_SECONDS) and time.monotonic() < deadline:
+            flower.report_start(spec)
+        with self._changed:
             return self._ordered.pop(spec.task_id, None) is None
+
+    def _answered(self, spec: ExecutionSpec, seconds: float) -> bool:
+        with self._changed:
+            return self._changed.wait_for(
+                lambda: spec.task_id not in self._ordered or self.is_over, seconds
+            )
 
     def close(self) -> None:
         """End it; its tasks are told to end."""

@@ -7,6 +7,7 @@ what is no longer as it was. Then the stock path is taken.
 
 import hashlib
 import inspect
+import logging
 import signal
 import ssl
 import subprocess
@@ -14,10 +15,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from logging import WARNING
-from pathlib import Path
 from typing import Any, Final
 
 import httpx
@@ -102,9 +102,15 @@ def changed(names: Mapping[str, str]) -> list[str]:
 
 def warm_superlink() -> None:
     """From now on, Flower's SuperLink in this process holds requests."""
-    waits = Waits()
-    _hold_requests("flwr.superlink.main", waits)
+    _hold_requests("flwr.superlink.main", Waits())
     _start_warm_superexec("flwr.superlink.cli.flower_superlink")
+    # A hundred lines a round that say that all is well would fill a disk in months.
+    logging.getLogger("uvicorn.access").addFilter(_is_bad_news)
+
+
+def _is_bad_news(record: logging.LogRecord) -> bool:
+    """Of uvicorn's access log, whose last argument is the status."""
+    return not isinstance(record.args, tuple) or int(str(record.args[-1])) >= 400
 
 
 def warm_supernode() -> None:
@@ -305,6 +311,14 @@ def arguments_of(spec: Any) -> list[str]:
     return arguments
 
 
+def report_start(spec: Any) -> None:
+    """Keep the task's token alive while its worker still imports."""
+    from flwr.proto.runtime_pb2 import SendTaskHeartbeatRequest
+
+    with suppress(httpx.HTTPError), _host_of(spec) as host:
+        host.SendTaskHeartbeat(SendTaskHeartbeatRequest())
+
+
 def report_death(spec: Any, how: str) -> None:
     """Tell the task's host that it has ended without a word; *how* becomes the reason.
 
@@ -313,50 +327,56 @@ def report_death(spec: Any, how: str) -> None:
     """
     from flwr.common.constant import SubStatus
     from flwr.proto.runtime_pb2 import PushTaskOutputRequest
+
+    is_client = command_of(spec) == "flwr-clientapp"
+    details = f"the {'ClientApp' if is_client else 'ServerApp'}: {how}"
+    log(WARNING, "Task %d, %s", spec.task_id, details)
+    try:
+        if is_client and not _is_warm(spec):
+            return
+        with _host_of(spec) as host:
+            host.PushTaskOutput(PushTaskOutputRequest(sub_status=SubStatus.FAILED, details=details))
+    except httpx.HTTPError as error:
+        log(WARNING, "Its host was not told: %s", error)
+
+
+def _host_of(spec: Any) -> Any:
+    """A client of the Runtime API that has the task, in the task's name."""
     from flwr.supercore.interceptors import (
         RuntimeTokenHttpInterceptor,
         RuntimeVersionHttpInterceptor,
     )
     from flwr.supercore.runtime import RuntimeHttpClient
+    from flwr.supercore.tls import validate_and_resolve_root_certificates
 
-    certificates = None
-    if not spec.insecure and spec.root_certificates_path is not None:
-        certificates = Path(spec.root_certificates_path).read_bytes()
-    details = f"the {'ClientApp' if command_of(spec) == 'flwr-clientapp' else 'ServerApp'}: {how}"
-    log(WARNING, "Task %d, %s", spec.task_id, details)
-    try:
-        if command_of(spec) == "flwr-clientapp" and not _is_warm(spec, certificates):
-            return
-        with RuntimeHttpClient.from_server_address(
-            spec.runtime_api_address,
-            spec.insecure,
-            certificates,
-            interceptors=[
-                RuntimeVersionHttpInterceptor(component_name="SuperExec"),
-                RuntimeTokenHttpInterceptor(spec.token),
-            ],
-        ) as client:
-            client.PushTaskOutput(
-                PushTaskOutputRequest(sub_status=SubStatus.FAILED, details=details)
-            )
-    except httpx.HTTPError as error:
-        log(WARNING, "Its host was not told: %s", error)
-
-
-def _is_warm(spec: Any, certificates: bytes | None) -> bool:
-    scheme = "http" if spec.insecure else "https"
-    verify = ssl.create_default_context(
-        cadata=certificates.decode("ascii") if certificates else None
+    return RuntimeHttpClient.from_server_address(
+        spec.runtime_api_address,
+        spec.insecure,
+        validate_and_resolve_root_certificates(spec.root_certificates_path, spec.insecure),
+        interceptors=[
+            RuntimeVersionHttpInterceptor(component_name="SuperExec"),
+            RuntimeTokenHttpInterceptor(spec.token),
+        ],
     )
+
+
+def _is_warm(spec: Any) -> bool:
+    scheme = "http" if spec.insecure else "https"
+    verify = ssl.create_default_context(cafile=spec.root_certificates_path)
     answer = httpx.get(f"{scheme}://{spec.runtime_api_address}{MARK_PATH}", verify=verify)
     return answer.status_code == 204
 
 
 # Tasks
 
+_IMPORTED_LATE = ("httpcore", "h11", "encodings.cp437", "numpy.random")
+"""What httpx, zipfile and numpy import when they are first used, which is in each task."""
+
 
 def warm_tasks(command: str) -> None:
     """Import what Flower's *command* needs, and have it work without Flower's pauses."""
+    for name in _IMPORTED_LATE:
+        import_module(name)
     if command == "flwr-serverapp":
         module: Any = import_module("flwr.superlink.runtime.run_serverapp")
         import_module("flwr.superlink.cli.flwr_serverapp")
