@@ -6,10 +6,10 @@ growth      ``icos-fl simulate`` with the default Flower app on the traces that 
             seconds a round after the first, and the most memory that all processes had at once
             (proportional set size, so that what they share counts once). Neither may grow faster
             than the nodes do, against the fewest nodes.
-equality    ``icos-fl up`` and ``icos-fl simulate`` with four nodes, five rounds, the same traces and
-            run configuration, seeds 0 to 2: each metric's mean absolute error of the last round.
-            Their means may differ by no more than the standard deviation of the deployed runs over
-            the seeds.
+equality    ``icos-fl up`` and ``icos-fl simulate`` with four nodes, five rounds, the same traces
+            and run configuration, seeds 0 to 2: each metric's mean absolute error of the last
+            round. Their means may differ by no more than the standard deviation of the deployed
+            runs over the seeds.
 
 Takes half an hour on two cores, most of it for 1,000 nodes. Exit status 1 if a limit is passed.
 """
@@ -20,7 +20,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from pathlib import Path
 from typing import Any
 
 ROUNDS = 3

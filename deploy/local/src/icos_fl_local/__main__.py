@@ -24,12 +24,7 @@ def main() -> None:
     elif arguments.command == "train":
         status = guard.run_guarded(lambda: _finish(_train, arguments))
     elif arguments.command == "simulate":
-        # Outside of what may be killed, so that what Ray kept there is removed all the same.
-        with tempfile.TemporaryDirectory(
-            prefix="icos-fl-ray-", ignore_cleanup_errors=True
-        ) as scratch:
-            arguments.scratch = Path(scratch)
-            status = guard.run_guarded(lambda: _finish(_simulate, arguments))
+        status = _finish(_guarded_simulate, arguments)
     else:
         status = _finish(_COMMANDS[arguments.command], arguments)
     with contextlib.suppress(OSError):
@@ -160,6 +155,20 @@ def _down(arguments: argparse.Namespace) -> int:
     from icos_fl_local import commands
 
     return commands.down(StateFolder(arguments.state_dir))
+
+
+def _guarded_simulate(arguments: argparse.Namespace) -> int:
+    """The guard removes what Ray kept, even if the launcher was killed.
+
+    Below /tmp whatever TMPDIR is: Ray's sockets are there, whose paths may have 107 bytes.
+    """
+    with tempfile.TemporaryDirectory(
+        prefix="icos-fl-ray-",
+        dir="/tmp",
+        ignore_cleanup_errors=True,
+    ) as scratch:
+        arguments.scratch = Path(scratch)
+        return guard.run_guarded(lambda: _finish(_simulate, arguments))
 
 
 def _simulate(arguments: argparse.Namespace) -> int:

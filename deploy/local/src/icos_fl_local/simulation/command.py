@@ -2,7 +2,9 @@
 
 import importlib.util
 import json
+import math
 import os
+import secrets
 import shutil
 import sys
 import time
@@ -43,6 +45,7 @@ _WORKER_BYTES = 1 << 30
 _ANSWER_SECONDS, _ROUND_SECONDS = 2.0, 30.0
 _TIMEOUT_SECONDS_MAX = 86_400.0
 _RUN_ENDS_SECONDS = 60.0
+_LOOK_SECONDS = 0.1
 _APP_CLIENT = '''"""The ClientApp of a virtual node; Flower looks for a plain ``app`` here."""
 
 from icos_fl_local.simulation.virtual_node import app as _app
@@ -109,22 +112,20 @@ def make_plan(options: up.Options, sweeps: Sequence[str], seeds: int) -> Plan:
         )
     overrides = up.overrides_of(options)
     swept = parse_sweeps(sweeps, overrides)
-    settings = combinations(swept)
     if not 1 <= seeds <= SEEDS_MAX:
         raise UsageError(f"--seeds {seeds}: 1 to {SEEDS_MAX} are possible")
-    if "seed" in swept and seeds > 1:
-        raise UsageError("--seeds and --sweep seed=… are the same: give one of them")
-    if len(settings) * seeds > RUNS_MAX:
-        raise UsageError(f"{len(settings) * seeds} runs; {RUNS_MAX} are the limit")
+    runs = seeds * math.prod(map(len, swept.values()))
+    if runs > RUNS_MAX:
+        raise UsageError(f"{runs:,} runs; {RUNS_MAX:,} are the limit")
     folder = options.traces or traces.SHIPPED
     nodes = _nodes(folder, options.nodes)
     columns = [traces.column_of(column) for trace in nodes for column in trace.columns]
     metrics = run_config.choose_metrics(up.asked_metrics(options, overrides), columns)
-    first = int(overrides.pop("seed", 0))
+    first = int({**run_config.defaults(), **overrides}["seed"])
     plan = Plan(
         folder, nodes, tuple(metrics), overrides,
         max(trace.interval_seconds for trace in nodes),
-        settings, tuple(range(first, first + seeds)),
+        combinations(swept), tuple(range(first, first + seeds)),
     )  # fmt: skip
     for setting in each_value_once(swept):
         run.check(plan.config(setting, first))
@@ -135,7 +136,7 @@ def _nodes(folder: Path, wanted: int | None) -> tuple[traces.Trace, ...]:
     loaded = traces.load(folder)
     count = min(len(loaded), up.NODES_DEFAULT) if wanted is None else wanted
     if not 1 <= count <= NODES_MAX:
-        raise UsageError(f"--nodes {count}: 1 to {NODES_MAX} are possible")
+        raise UsageError(f"--nodes {count}: 1 to {NODES_MAX:,} are possible")
     nodes = virtual_nodes(loaded, count)
     for trace in nodes:
         try:
@@ -170,7 +171,7 @@ class _Session:
         """Results are written after each run: an interruption leaves those that there are."""
         plan = self._plan
         runs = [(setting, seed) for setting in plan.settings for seed in plan.seeds]
-        lasting = _descendants()
+        lasting = _lasting(self._supervisor)
         for number, (setting, seed) in enumerate(runs, start=1):
             if len(runs) > 1:
                 words = " ".join(f"{key}={value}" for key, value in setting.items())
@@ -231,11 +232,12 @@ class _Session:
     def _tables(self, rows: list[results.Row]) -> list[Any]:
         if len(self._plan.settings) > 1:
             return [results.sweep_table(rows)]
-        seconds = f"{rows[0].seconds_a_round} s a round after the first"
+        row = rows[0]
+        cost = f"{row.seconds_a_round} s a round, peak memory {row.peak_memory_mib:,} MiB"
         return [
             results.rounds_table(self._outcomes, self._plan.metrics),
-            results.errors_table(rows[0]),
-            f"{len(self._plan.nodes)} nodes: {seconds}, peak memory {rows[0].peak_memory_mib} MiB",
+            results.errors_table(row),
+            f"{len(self._plan.nodes):,} nodes: {cost}",
         ]
 
 
@@ -258,8 +260,13 @@ def _components(deployment: Deployment, plan: Plan) -> list[Component]:
 
 
 def _env(deployment: Deployment, scratch: Path) -> dict[str, str]:
-    """Ray takes what Flower has no setting for from the environment."""
+    """Ray takes what Flower has no setting for from the environment.
+
+    Its processes listen on all addresses, and run whatever one sends them: they need a token.
+    """
     return deployment.env() | {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_TMPDIR": str(scratch),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_DEFAULT_OBJECT_STORE_MAX_MEMORY_BYTES": str(_OBJECT_STORE_BYTES),
@@ -290,23 +297,28 @@ def _federation(nodes: int) -> str:
     return " ".join(f"{key}={value}" for key, value in settings.items())
 
 
+def _lasting(supervisor: Supervisor) -> set[psutil.Process]:
+    """The components, and the SuperExec that the SuperLink starts a moment later."""
+    superlink = psutil.Process(supervisor.pids["superlink"])
+    while not superlink.children():
+        supervisor.check()
+        time.sleep(_LOOK_SECONDS)
+    return _descendants()
+
+
 def _descendants() -> set[psutil.Process]:
     return set(psutil.Process().children(recursive=True))
 
 
 def _wait_until_gone(processes: set[psutil.Process]) -> None:
-    """Ray ends a moment after the run; what it leaves would run beside the next one."""
+    """Ray ends a moment after the run; the next run would have to share the machine with it."""
     deadline = time.monotonic() + _RUN_ENDS_SECONDS
-    alive = list(processes)
-    while alive and time.monotonic() < deadline:
-        _, alive = psutil.wait_procs(alive, timeout=0.2)
-        alive = [process for process in alive if _lives(process)]
-    for process in alive:
-        process.kill()
+    while any(map(_lives, processes)) and time.monotonic() < deadline:
+        time.sleep(_LOOK_SECONDS)
 
 
 def _lives(process: psutil.Process) -> bool:
     try:
-        return bool(process.status() != psutil.STATUS_ZOMBIE)
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.Error:
         return False

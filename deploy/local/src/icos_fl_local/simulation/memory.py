@@ -10,7 +10,7 @@ _MIB = 2**20
 
 
 class PeakMemory:
-    """Looks twice a second at this process's descendants. Use it as a context manager.
+    """Looks twice a second at this process and its descendants. Use it as a context manager.
 
     Counts proportional set size: memory that processes share is counted once.
     """
@@ -44,7 +44,8 @@ class PeakMemory:
 
     def _watch(self) -> None:
         while not self._stop.wait(_SAMPLE_SECONDS):
-            total = sum(map(_pss_bytes, psutil.Process().children(recursive=True)))
+            this = psutil.Process()
+            total = sum(map(_pss_bytes, [this, *this.children(recursive=True)]))
             self._peak_bytes = max(self._peak_bytes, total)
 
 

@@ -35,6 +35,8 @@ def parse_sweeps(sweeps: Sequence[str], overrides: Mapping[str, Value]) -> dict[
     for key in (*parsed, *overrides):
         if key in _OURS:
             raise UsageError(f"{key}: not for simulate, which sets it itself")
+    if "seed" in parsed:
+        raise UsageError("--sweep seed=…: --seeds K runs each setting with K seeds")
     if "metric" in parsed:
         raise UsageError("--sweep metric=…: errors of different metrics cannot be compared")
     return parsed
