@@ -82,6 +82,7 @@ def _up(arguments: argparse.Namespace) -> int:
         ports=tuple(arguments.port),
         json=arguments.json,
         keep=arguments.keep,
+        runtime=arguments.runtime,
     )
     try:
         return up(options)
@@ -265,6 +266,10 @@ def _parser() -> argparse.ArgumentParser:
     up.add_argument("--nodes", type=int, metavar="N", help="nodes (default: 4, of host 1)")
     add_metric(up)
     up.add_argument("--keep", action="store_true", help="leave everything running at the end")
+    up.add_argument(
+        "--runtime", choices=["warm", "stock"], default="warm",
+        help="Flower with warm tasks, or as it comes (default: %(default)s)",
+    )  # fmt: skip
     add_run(up)
     add_ports(up)
     simulate = add(

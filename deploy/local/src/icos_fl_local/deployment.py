@@ -66,6 +66,8 @@ class Deployment:
     state: StateFolder
     nodes: tuple[str, ...]
     ports: Mapping[str, int]
+    runtime: str = "warm"
+    """Or ``stock``: Flower as it comes, which starts a process for each message."""
 
     def address(self, name: str) -> str:
         """Where the component *name* listens."""
@@ -87,7 +89,7 @@ class Deployment:
             "FLWR_HOME": str(self.state.flower),
             "FLWR_TELEMETRY_ENABLED": "0",
             "FLWR_DISABLE_UPDATE_CHECK": "1",
-            "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
+            "ICOS_FL_RUNTIME": self.runtime,
             # Nodes share the machine: more threads than cores would only wait for each other.
             "OMP_NUM_THREADS": threads,
             "OPENBLAS_NUM_THREADS": threads,
@@ -151,7 +153,8 @@ class Deployment:
 
     def _flower(self) -> list[Component]:
         superlink = (
-            *script("flower-superlink"),
+            *module("icos_fl_warm_runtime"),
+            "superlink",
             *("--insecure", "--host", HOST, "--port", str(self.ports["superlink"])),
             "--disable-runtime-dependency-installation",
         )
@@ -166,7 +169,8 @@ class Deployment:
             node_config = " ".join(f'{key}="{value}"' for key, value in config.items())
             threads = self.env()["OMP_NUM_THREADS"]
             command = (
-                *script("flower-supernode"),
+                *module("icos_fl_warm_runtime"),
+                "supernode",
                 *("--insecure", "--superlink", self.address("superlink")),
                 *("--host", HOST, "--port", str(self.ports[name])),
                 *("--node-config", f"{node_config} threads={threads}"),

@@ -52,6 +52,7 @@ class Options:
     ports: tuple[str, ...] = ()
     json: bool = False
     keep: bool = False
+    runtime: str = "warm"
 
 
 @dataclass(frozen=True)
@@ -157,7 +158,7 @@ def up(options: Options) -> int:
     options.out.mkdir(parents=True, exist_ok=True)  # rather refused now than after the training
     state = StateFolder(options.state_folder)
     with state.lock(), Progress(to(options.json)) as progress:
-        deployment = Deployment(state, source.nodes, ports)
+        deployment = Deployment(state, source.nodes, ports, options.runtime)
         session = _Session(options, overrides, source, metrics, deployment, progress)
         try:
             return session.run()

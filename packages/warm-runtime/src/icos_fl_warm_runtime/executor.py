@@ -126,7 +126,8 @@ class _Worker:
     def close(self) -> None:
         """End it; its tasks are told to end."""
         self._running.clear()
-        self._connection.shutdown(socket.SHUT_RDWR)
+        with suppress(OSError):  # it may have ended already
+            self._connection.shutdown(socket.SHUT_RDWR)
 
     def _listen(self) -> None:
         with self._connection, self._connection.makefile("rb") as lines:

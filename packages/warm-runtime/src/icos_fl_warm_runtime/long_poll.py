@@ -24,11 +24,20 @@ HOLD_SECONDS = 20.0
 PUSH_SECONDS_MAX = 180.0
 """Objects that are not there after so long will not come: Flower ends their session."""
 
+LIFE_SECONDS_MAX = 3600.0
+"""Of a message whose end is watched."""
+
 MARK_PATH = "/v1/icos-fl/warm"
 """Answers 204: who runs this middleware can be told of a task's death."""
 
 TASK = "task"
 REPLY = "reply"
+
+_WAKING = {
+    "/v1/control/start-run": TASK,
+    "/v1/runtime/create-task": TASK,
+    "/v1/control/stop-run": REPLY,  # its ServerApp is to hear of it
+}
 
 Scope = MutableMapping[str, Any]
 ASGIMessage = MutableMapping[str, Any]
@@ -123,9 +132,9 @@ class LongPoll:
             await self._push_object(scope, receive, send)
         elif path.endswith("/push-messages"):
             await self._push_messages(path, scope, receive, send)
-        elif path in ("/v1/control/start-run", "/v1/runtime/create-task"):
+        elif path in _WAKING:
             await self._app(scope, receive, send)
-            self._waits.wake(TASK)
+            self._waits.wake(_WAKING[path])
         else:
             await self._app(scope, receive, send)
 
@@ -176,11 +185,18 @@ class LongPoll:
                 REPLY if message.metadata.reply_to_message_id else message.metadata.dst_node_id
                 for message in messages
             }
+            self._wake_when_over(messages)
             push = _Push(wakes, set(missing))
             for object_id in push.missing:
                 self._pushes.setdefault(object_id, []).append(push)
             self._wake_if_whole(push)
         await answer.send(send)
+
+    def _wake_when_over(self, messages: Iterable[Any]) -> None:
+        """Who waits for replies has its timeout in the messages' time to live."""
+        seconds = min((message.metadata.ttl for message in messages), default=LIFE_SECONDS_MAX)
+        if seconds < LIFE_SECONDS_MAX:
+            asyncio.get_running_loop().call_later(seconds, self._waits.wake, REPLY)
 
     def _wake_if_whole(self, push: _Push) -> None:
         if not push.missing:
