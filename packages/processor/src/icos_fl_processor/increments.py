@@ -32,8 +32,23 @@ def pieces(kept: Steps | None, now: Steps) -> list[Piece]:
         return []
     if kept is None or not len(kept):
         return [_new(now, 0, len(now))]
-    if kept is now:
-        return [_same(0, len(now), now)]
+    return _slid(kept, now) or _paired(kept, now)
+
+
+def _slid(kept: Steps, now: Steps) -> list[Piece]:
+    """Where *kept* only lost its oldest steps and got newer ones; else nothing.
+
+    This is what a window does nearly always, and seen without pairing steps.
+    """
+    first = int(np.searchsorted(kept.times_ns_s, now.times_ns_s[0] - now.interval_ns // 2))
+    count = len(kept) - first
+    if not 0 < count <= len(now) or (kept.values_sf[first:] != now.values_sf[:count]).any():
+        return []
+    rest = [_new(now, count, len(now))] if count < len(now) else []
+    return [_same(first, count, now), *rest]
+
+
+def _paired(kept: Steps, now: Steps) -> list[Piece]:
     place_s = np.searchsorted(kept.times_ns_s, now.times_ns_s - now.interval_ns // 2)
     place_s = np.minimum(place_s, len(kept) - 1)
     same_s = (kept.values_sf[place_s] == now.values_sf).all(axis=1)

@@ -25,6 +25,8 @@ from icos_fl_processor.windows import Rows32, Steps, chunks, missing_rows, resam
 
 CACHE_BYTES_MAX = 128 << 20
 CHUNK_BYTES = 1 << 20
+GIVEN_VERSIONS_MAX = 4
+"""Answers of which the steps are remembered, a node and columns: clients keep one each."""
 WAIT_SECONDS = 1.0
 """The longest that one wait for new rows lasts, and so how late a cancelled watcher is noticed."""
 
@@ -121,9 +123,9 @@ class Processor:
     def __init__(self, store: Store, message_bytes_max: int = 4 << 20) -> None:
         self._store = store
         self._message_bytes_max = message_bytes_max
-        self._rows = Recent[Rows](CACHE_BYTES_MAX, _bytes_of_rows)
-        self._series = Recent[Series](CACHE_BYTES_MAX, lambda series: series.nbytes)
-        self._given = Recent[Steps](CACHE_BYTES_MAX, _bytes_of_steps)
+        self._rows = Recent[Rows](CACHE_BYTES_MAX, 1, _bytes_of_rows)
+        self._series = Recent[Series](CACHE_BYTES_MAX, 1, lambda series: series.nbytes)
+        self._given = Recent[Steps](CACHE_BYTES_MAX, GIVEN_VERSIONS_MAX, _bytes_of_steps)
 
     def nodes(self) -> list[str]:
         """The nodes that have a window, sorted by name."""
@@ -195,8 +197,8 @@ class Processor:
         wanted = _in_order(wanted)
         series, counts, statistics = self._sequences(spec, wanted)
         columns = (spec.node, spec.columns)
-        known = self._given.find((*columns, kept))
-        self._given.get((*columns, series.version), lambda: series.steps)
+        known = self._given.find((columns, kept))
+        self._given.get((columns, series.version), lambda: series.steps)
         return Update(
             statistics,
             series.steps.interval_ns,
@@ -267,8 +269,8 @@ class Processor:
         return info, self._rows.get((node, info), window.read)
 
     def _prepare(self, info: WindowInfo, rows: Rows, spec: SeriesSpec) -> Series:
-        key = (spec.node, info, rows.cursor, spec.columns, spec.interval_ns, spec.train_fraction)
-        return self._series.get(key, lambda: prepare(rows, spec))
+        series = (spec.node, spec.columns, spec.interval_ns, spec.train_fraction)
+        return self._series.get((series, (info, rows.cursor)), lambda: prepare(rows, spec))
 
     def _check_message(self, spec: SeriesSpec, steps: int) -> None:
         size = steps * len(spec.columns) * np.dtype(np.float32).itemsize

@@ -70,8 +70,10 @@ def row_distance_ns(times_ns_t: Times, values_tf: Values) -> int:
     a single missing row among three or four does not make it longer.
     """
     distances = [0]
-    for column_t in values_tf.T:
-        times = times_ns_t[~np.isnan(column_t)]
+    absent_tf = np.isnan(values_tf)
+    absent_ft = absent_tf.T if absent_tf.any() else absent_tf.T[:1]  # whole columns are alike
+    for absent_t in absent_ft:
+        times = times_ns_t[~absent_t]
         if len(times) > 1:
             distances.append(int(np.quantile(np.diff(times), 0.5, method="lower")))
     return max(distances)
@@ -117,14 +119,15 @@ def resample(times_ns_t: Times, values_tf: Values, interval_ns: int = 0) -> Step
         with np.errstate(invalid="ignore"):
             means_sf = sums / counts
 
-    late = [
-        _late_steps(times[has], index_t[has], column[has], length, middle)
-        for has, column in zip(present.T, values.T, strict=True)
-    ]
-    if any(len(index) for index, _ in late):
-        index_s, means_sf = _with_late_steps(index_s, means_sf, late)
-    full = ~np.isnan(means_sf).any(axis=1)
-    index_s, means_sf = index_s[full], means_sf[full]
+    if not present.all() or (np.diff(index_s) > 1).any():
+        late = [
+            _late_steps(times[has], index_t[has], column[has], length, middle)
+            for has, column in zip(present.T, values.T, strict=True)
+        ]
+        if any(len(index) for index, _ in late):
+            index_s, means_sf = _with_late_steps(index_s, means_sf, late)
+        full = ~np.isnan(means_sf).any(axis=1)
+        index_s, means_sf = index_s[full], means_sf[full]
     return _steps(interval, distance, newest + index_s * length, means_sf, index_s)
 
 
@@ -192,7 +195,10 @@ def statistics(values_sf: Values) -> Normalisation:
 
 def normalise(values_sf: Values, by: Normalisation) -> Rows32:
     """(value - mean) / deviation, computed in float64."""
-    return ((values_sf - by.mean_f) / by.deviation_f).astype(np.float32)
+    rows_sf = np.empty(values_sf.shape, np.float32)
+    for place, (mean, deviation) in enumerate(zip(by.mean_f, by.deviation_f, strict=True)):
+        rows_sf[:, place] = (values_sf[:, place] - mean) / deviation  # long loops, not short ones
+    return rows_sf
 
 
 def denormalise(rows_sf: NDArray[np.floating], by: Normalisation) -> Values:
