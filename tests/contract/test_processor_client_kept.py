@@ -17,7 +17,7 @@ from icos_fl.processor.v1 import processor_service_pb2 as pb
 from icos_fl.processor.v1 import processor_service_pb2_grpc as pb_grpc
 from icos_fl_client.data import Sequences
 from icos_fl_client.errors import NoSequences
-from icos_fl_client.kept import KeptSteps
+from icos_fl_client.kept import KeptSteps, Steps
 from icos_fl_client.processor_client import ProcessorClient, Query
 from icos_fl_processor.server import SERVICE, Server
 from icos_fl_timeseries_store import MemoryStore
@@ -177,6 +177,34 @@ def test_a_file_of_other_steps_than_the_processor_remembers_is_not_used(node, tm
     file.write_bytes(file.read_bytes()[:-16])
 
     assert facts(node.kept(tmp_path)) == facts(node.all())
+
+
+def test_kept_steps_that_an_answer_does_not_fit_are_fetched_again(node, tmp_path):
+    class Short(KeptSteps):
+        def load(self, series: bytes) -> Steps | None:
+            whole = super().load(series)
+            return whole and replace(whole, values_sf=whole.values_sf[:5])
+
+    node.append(noise(40))
+    node.kept(tmp_path)
+
+    address = f"127.0.0.1:{node.port}"
+    with ProcessorClient(address, deadline_seconds=30, kept=Short(tmp_path)) as client:
+        assert facts(client.sequences(QUERY)) == facts(node.all())
+
+
+def test_a_large_window_is_not_written_anew_for_each_row(node, tmp_path):
+    node.append(noise(500))
+    node.kept(tmp_path)
+    (file,) = tmp_path.iterdir()
+    written = []
+    for step in range(500, 506):
+        node.append(noise(1, seed=step), first_step=step)
+        assert facts(node.kept(tmp_path)) == facts(node.all())
+        written.append(file.stat().st_ino)
+
+    assert len(set(written[:5])) == 1
+    assert written[5] != written[4]
 
 
 def test_two_queries_keep_two_files(node, tmp_path):

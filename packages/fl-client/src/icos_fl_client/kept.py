@@ -1,16 +1,18 @@
 """Steps that a node keeps from round to round, in files: each round is a process of its own.
 
-One file a series, written beside and renamed, so a process that is killed leaves the file before or
-the file after. Whatever is wrong with a file costs all steps being asked for again, and no more.
+One file a series, written beside and renamed, so a process that is killed leaves a whole file or
+none. Whatever is wrong with a file costs all steps being asked for again, and no more.
 """
 
 import contextlib
 import hashlib
+import mmap
 import os
 import struct
 import tempfile
 import time
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,13 +33,20 @@ _MAGIC = b"icosfl\x00\x01"
 log = structlog.get_logger()
 
 
+Values = NDArray[np.float64]
+
+
 @dataclass(frozen=True)
 class Steps:
     """Steps of a series, s of them in f columns, in the columns' units."""
 
     version: bytes
     """The processor's name for exactly these steps."""
-    values_sf: NDArray[np.float64]
+    values_sf: Values
+    """A view on the file, where it comes from one."""
+
+
+NO_STEPS = Steps(b"", np.empty((0, 1)))
 
 
 class KeptSteps:
@@ -50,11 +59,12 @@ class KeptSteps:
         """What was kept under the name *series*; None for nothing, or nothing whole."""
         path = self._path(series)
         try:
-            data = path.read_bytes()
-            os.utime(path)
+            with path.open("rb") as file:
+                os.utime(file.fileno())
+                data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except FileNotFoundError:
             return None
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: an empty file
             log.warning("kept steps cannot be read", file=str(path), error=str(error))
             return None
         steps = _decoded(data, _digest(series))
@@ -62,8 +72,11 @@ class KeptSteps:
             log.warning("kept steps are torn or foreign, and fetched again", file=str(path))
         return steps
 
-    def save(self, series: bytes, steps: Steps) -> None:
-        """Keep *steps* under the name *series*. A folder that cannot be written is only told."""
+    def save(self, series: bytes, version: bytes, parts: Sequence[Values]) -> None:
+        """Keep the steps *parts*, one after the other, under the name *series*.
+
+        A folder that cannot be written is only told.
+        """
         path = self._path(series)
         try:
             with tempfile.NamedTemporaryFile(
@@ -71,9 +84,11 @@ class KeptSteps:
             ) as file:
                 beside = Path(file.name)
                 try:
-                    file.writelines(_encoded(steps, _digest(series)))
+                    file.writelines(_encoded(version, parts, _digest(series)))
                     file.flush()
-                    beside.replace(path)
+                    # Not replaced: for that, file systems wait until the new file is on the disk.
+                    path.unlink(missing_ok=True)
+                    beside.rename(path)
                 except BaseException:
                     beside.unlink()
                     raise
@@ -97,14 +112,17 @@ def _digest(series: bytes) -> bytes:
     return hashlib.sha256(series).digest()
 
 
-def _encoded(steps: Steps, digest: bytes) -> tuple[bytes, bytes, bytes, memoryview]:
-    values = np.ascontiguousarray(steps.values_sf, "<f8").data.cast("B")
-    head = _HEAD.pack(_MAGIC, digest, steps.values_sf.shape[1], len(steps.version))
-    check = zlib.crc32(values, zlib.crc32(head + steps.version))
-    return head, _CHECK.pack(check), steps.version, values
+def _encoded(version: bytes, parts: Sequence[Values], digest: bytes) -> list[bytes | memoryview]:
+    columns = {part.shape[1] for part in parts} or {1}
+    head = _HEAD.pack(_MAGIC, digest, *columns, len(version))
+    values = [np.ascontiguousarray(part, "<f8").data.cast("B") for part in parts if part.size]
+    check = zlib.crc32(head + version)
+    for part in values:
+        check = zlib.crc32(part, check)
+    return [head, _CHECK.pack(check), version, *values]
 
 
-def _decoded(data: bytes, digest: bytes) -> Steps | None:
+def _decoded(data: mmap.mmap, digest: bytes) -> Steps | None:
     """None where *data* is not, whole, what was encoded under *digest*."""
     body = _HEAD.size + _CHECK.size
     if len(data) < body:

@@ -15,10 +15,13 @@ from numpy.typing import NDArray
 
 from icos_fl_client.data import Latest, Run, Scale, Sequences
 from icos_fl_client.errors import NoSequences, ProcessorUnavailable
-from icos_fl_client.kept import KeptSteps, Steps
+from icos_fl_client.kept import NO_STEPS, KeptSteps, Steps, Values
 
 DEADLINE_SECONDS = 60.0
 MESSAGE_BYTES_MAX = 64 << 20
+RENEWAL_SHARE = 0.01
+"""Of the steps: while fewer are new, what is kept stays as it is, and those come again. A large
+window would be written anew for each of its rows else."""
 _CANNOT_LEARN = (
     grpc.StatusCode.NOT_FOUND,
     grpc.StatusCode.FAILED_PRECONDITION,
@@ -104,24 +107,24 @@ class ProcessorClient:
     def sequences(self, query: Query) -> Sequences:
         """All sequences of both parts, rows joined to runs again."""
         if self._kept is None:
-            return self._fetch(query, None)[0]
+            return self._fetch(query, None).sequences
         name = self._address.encode() + b" " + query.series().SerializeToString(deterministic=True)
-        steps = self._kept.load(name) or Steps(b"", np.empty((0, 1)))
+        kept = self._kept.load(name) or NO_STEPS
         try:
-            sequences, now = self._fetch(query, steps)
+            answer = self._fetch(query, kept)
         except _DoesNotFitError:
-            sequences, now = self._fetch(query, Steps(b"", steps.values_sf[:0]))
-        if now is not None and now.version != steps.version:
-            self._kept.save(name, now)
+            answer = self._fetch(query, NO_STEPS)
+        if answer.version and answer.new_steps > RENEWAL_SHARE * sum(map(len, answer.steps)):
+            self._kept.save(name, answer.version, answer.steps)
             self._kept.remove_unused()
-        return sequences
+        return answer.sequences
 
-    def _fetch(self, query: Query, kept: Steps | None) -> tuple[Sequences, Steps | None]:
-        """The sequences, and their steps where the processor tells what is new to *kept*."""
+    def _fetch(self, query: Query, kept: Steps | None) -> "_Answer":
         request = pb.GetSequencesRequest(series=query.series())
         if kept is not None:
             request.kept.version = kept.version
-        now = None
+        steps: list[Values] = []
+        new_steps = 0
         with self._errors():
             answers = self._stub.GetSequences(request, **self._call)
             header = next(answers).header
@@ -129,10 +132,11 @@ class ProcessorClient:
             columns = len(header.columns)
             if kept is not None and header.version:
                 parts = list(answers)
-                pieces = (part.piece for part in parts if part.HasField("piece"))
-                now = Steps(header.version, _joined(pieces, kept.values_sf, columns))
+                pieces = [part.piece for part in parts if part.HasField("piece")]
+                steps = [_steps(piece, kept.values_sf, columns) for piece in pieces]
+                new_steps = sum(len(piece.values) for piece in pieces) // (8 * columns)
                 spans = (part.run for part in parts if part.HasField("run"))
-                runs = _runs_in(spans, _normalised(now, header.columns), interval_ns)
+                runs = _runs_in(spans, _normalised(steps, header.columns), interval_ns)
             else:  # also a processor that knows of no increments
                 chunks = (part.chunk for part in answers)
                 runs = _runs(chunks, columns, interval_ns, query)
@@ -147,7 +151,7 @@ class ProcessorClient:
             train_sequences=header.train_sequences,
             validation_sequences=header.validation_sequences,
         )
-        return sequences, now
+        return _Answer(sequences, header.version, steps, new_steps)
 
     def latest(self, query: Query) -> Latest:
         """The newest ``lookback`` steps."""
@@ -226,32 +230,40 @@ def _runs(
     }
 
 
+@dataclass(frozen=True)
+class _Answer:
+    sequences: Sequences
+    version: bytes
+    """Empty unless increments were asked for and are known of; then of *steps*."""
+    steps: list[Values]
+    """In the columns' units, kept and new ones."""
+    new_steps: int
+
+
 class _DoesNotFitError(Exception):
     """An answer that does not fit what is kept: then all is asked for."""
 
 
-def _joined(
-    pieces: Iterable[pb.StepsPiece], kept_sf: NDArray[np.float64], columns: int
-) -> NDArray[np.float64]:
-    """The steps that *pieces* make, in the columns' units. Raises _DoesNotFitError."""
-    parts = [np.empty((0, columns))]
-    for piece in pieces:
-        if piece.kept_steps:
-            part = kept_sf[piece.kept_first : piece.kept_first + piece.kept_steps]
-            if part.shape != (piece.kept_steps, columns):
-                raise _DoesNotFitError
-        else:
-            part = np.frombuffer(piece.values, "<f8").reshape(-1, columns)
-        parts.append(part)
-    return parts[1] if len(parts) == 2 else np.concatenate(parts)
+def _steps(piece: pb.StepsPiece, kept_sf: Values, columns: int) -> Values:
+    """The steps of *piece*, in the columns' units, as a view. Raises _DoesNotFitError."""
+    if not piece.kept_steps:
+        return np.frombuffer(piece.values, "<f8").reshape(-1, columns)
+    steps = kept_sf[piece.kept_first : piece.kept_first + piece.kept_steps]
+    if steps.shape != (piece.kept_steps, columns):
+        raise _DoesNotFitError
+    return steps
 
 
-def _normalised(steps: Steps, columns: Sequence[pb.Statistics]) -> NDArray[np.float32]:
-    """As the processor does it: in float64, rounded once."""
-    mean_f = np.array([column.mean for column in columns])
-    deviation_f = np.array([column.standard_deviation for column in columns])
-    rows_sf: NDArray[np.floating] = (steps.values_sf - mean_f) / deviation_f
-    return rows_sf.astype(np.float32)
+def _normalised(steps: list[Values], columns: Sequence[pb.Statistics]) -> NDArray[np.float32]:
+    """Steps one after the other, as the processor does it: in float64, rounded once."""
+    rows_sf = np.empty((sum(map(len, steps)), len(columns)), np.float32)
+    first = 0
+    for part_sf in steps:
+        for place, column in enumerate(columns):
+            centred_s = part_sf[:, place] - column.mean
+            rows_sf[first : first + len(part_sf), place] = centred_s / column.standard_deviation
+        first += len(part_sf)
+    return rows_sf
 
 
 def _runs_in(
