@@ -11,6 +11,11 @@ batches     the first, and every sequence copied into batches of 64
 bare        the same bytes over a bare gRPC stream from the same process
 windows     the bytes of the materialised windows over a bare gRPC stream
 per item    a PyTorch Dataset that cuts one sequence an item, in a DataLoader; no gRPC at all
+
+And what a round of a node costs that keeps its steps, after one new row in a window of 300 and of
+100,000 rows: seconds and bytes received of the client's ``sequences`` with a folder of kept steps
+(read, joined, normalised and written again), against the same with none, in turns. No target: both
+wait for the processor, which resamples the window anew for the new row.
 """
 
 import argparse
@@ -21,19 +26,25 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing.connection import Connection
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import grpc
 import numpy as np
 import torch
 from icos_fl.processor.v1 import processor_service_pb2 as pb
 from icos_fl.processor.v1 import processor_service_pb2_grpc as pb_grpc
+from icos_fl_client.kept import KeptSteps
+from icos_fl_client.processor_client import ProcessorClient, Query
 from icos_fl_processor import sliding_windows
 from icos_fl_processor.server import Server
 from icos_fl_timeseries_store import MemoryStore, logs
 from torch.utils.data import DataLoader, Dataset
 
 ROWS = 100_000
+NODES = {"a": ROWS, "small": 300}
 COLUMNS = ("power_consumption", "cpu_usage", "memory_usage")
 LOOKBACK, HORIZON = 60, 20
 BATCH = 64
@@ -42,6 +53,7 @@ MESSAGE_BYTES = 1 << 20
 STEP_NS = 15_000_000_000
 START_NS = 1_700_000_000_000_000_000
 FAST_TURNS, SLOW_TURNS, WARM_UP = 60, 7, 2
+KEPT_TURNS = 30
 TARGET_OF_BARE, TARGET_OF_PER_ITEM = 0.5, 50.0
 
 
@@ -71,22 +83,24 @@ class BareStreams(grpc.GenericRpcHandler):
 
 
 def serve(pipe: Connection) -> None:
-    """The server's process: sends its ports, adds a row for each message, ends at None."""
+    """The server's process: sends its ports, adds a row to the node it is told, ends at None."""
     logs.configure("ERROR")
     store = MemoryStore()
-    window = store.create_window("a", ROWS)
-    times = START_NS + np.arange(ROWS) * STEP_NS
-    window.append(COLUMNS, times, values())
+    newest = {}
+    for node, rows in NODES.items():
+        times = START_NS + np.arange(rows) * STEP_NS
+        store.create_window(node, rows).append(COLUMNS, times, values()[:rows])
+        newest[node] = int(times[-1])
     server = Server(lambda: store, "127.0.0.1:0")
     server.start()
     bare = grpc.server(ThreadPoolExecutor(4), handlers=[BareStreams()])
     port = bare.add_insecure_port("127.0.0.1:0")
     bare.start()
     pipe.send((server.port, port))
-    newest = int(times[-1])
-    while pipe.recv() is not None:
-        newest += STEP_NS
-        window.append(COLUMNS, np.array([newest]), values()[:1])
+    row = values()[:1]
+    while (node := pipe.recv()) is not None:
+        newest[node] += STEP_NS
+        store.window(node).append(COLUMNS, np.array([newest[node]]), row)
         pipe.send("added")
     bare.stop(0)
     server.stop(0)
@@ -175,8 +189,53 @@ def medians(ways: dict[str, Way], turns: int) -> dict[str, float]:
     return {name: statistics.median(way.rates[WARM_UP:]) for name, way in ways.items()}
 
 
-def measure() -> dict[str, float]:
-    """Sequences a second, by way."""
+def answered_bytes(stub: pb_grpc.ProcessorServiceStub, request: pb.GetSequencesRequest) -> int:
+    return sum(answer.ByteSize() for answer in stub.GetSequences(request, timeout=60))
+
+
+def measure_bytes(
+    stub: pb_grpc.ProcessorServiceStub, series: pb.SeriesSpec, add_a_row: Callable[[], None]
+) -> dict[str, int]:
+    """Size of the answers after a new row, with kept steps and without."""
+    request = pb.GetSequencesRequest(series=series, kept=pb.KeptSteps())
+    request.kept.version = next(stub.GetSequences(request, timeout=60)).header.version
+    add_a_row()
+    everything = pb.GetSequencesRequest(series=series)
+    return {"all": answered_bytes(stub, everything), "kept": answered_bytes(stub, request)}
+
+
+def measure_kept(
+    stub: pb_grpc.ProcessorServiceStub, address: str, node: str, add_a_row: Callable[[], None]
+) -> dict[str, float]:
+    """What the client's ``sequences`` costs after a new row, with kept steps and without."""
+    query = Query(node, COLUMNS[0], COLUMNS[1:], LOOKBACK, HORIZON, 0.0, 0.8)
+    seconds: dict[str, list[float]] = {"all": [], "kept": []}
+    with (
+        TemporaryDirectory() as folder,
+        ProcessorClient(address) as everything,
+        ProcessorClient(address, kept=KeptSteps(Path(folder))) as kept,
+    ):
+        for _ in range(KEPT_TURNS + WARM_UP):
+            for name, client in (("all", everything), ("kept", kept)):
+                add_a_row()
+                start = time.perf_counter()
+                client.sequences(query)
+                seconds[name].append(time.perf_counter() - start)
+    size = measure_bytes(stub, query.series(), add_a_row)
+    both = {name: statistics.median(times[WARM_UP:]) for name, times in seconds.items()}
+    return {
+        "rows": NODES[node],
+        "all_seconds": both["all"],
+        "kept_seconds": both["kept"],
+        "ratio": both["kept"] / both["all"],
+        "all_bytes": size["all"],
+        "kept_bytes": size["kept"],
+        "bytes_ratio": size["kept"] / size["all"],
+    }
+
+
+def measure() -> tuple[dict[str, float], list[dict[str, float]]]:
+    """Sequences a second, by way; and what kept steps spare."""
     ours, theirs = multiprocessing.get_context("spawn").Pipe()
     server = multiprocessing.get_context("spawn").Process(target=serve, args=(theirs,))
     server.start()
@@ -189,8 +248,8 @@ def measure() -> dict[str, float]:
             stub = pb_grpc.ProcessorServiceStub(processor)
             stub.ListNodes(pb.ListNodesRequest(), timeout=20, wait_for_ready=True)
 
-            def add_a_row() -> None:
-                ours.send("add")
+            def add_a_row(node: str = "a") -> None:
+                ours.send(node)
                 ours.recv()
 
             loader = DataLoader(PerItem(), batch_size=BATCH)
@@ -204,7 +263,10 @@ def measure() -> dict[str, float]:
                 "windows": Way(lambda: through_a_bare_stream(bare, "/bare/windows")),
                 "per_item": Way(lambda: through_a_per_item_dataset(loader)),
             }
-            return medians(fast, FAST_TURNS) | medians(slow, SLOW_TURNS)
+            rates = medians(fast, FAST_TURNS) | medians(slow, SLOW_TURNS)
+            address = f"127.0.0.1:{processor_port}"
+            kept = [measure_kept(stub, address, node, partial(add_a_row, node)) for node in NODES]
+            return rates, kept
     finally:
         ours.send(None)
         server.join()
@@ -215,7 +277,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
     as_json = parser.parse_args().json
     torch.set_num_threads(1)
-    rates = measure()
+    rates, kept = measure()
     ratios = {
         "of_bare": (rates["processor"] / rates["bare"], TARGET_OF_BARE),
         "refreshed_of_bare": (rates["refreshed"] / rates["bare"], None),
@@ -227,7 +289,7 @@ def main() -> None:
         facts = {"rows": ROWS, "columns": len(COLUMNS), "lookback": LOOKBACK, "horizon": HORIZON}
         print(json.dumps({**facts, "sequences_a_second": rates, "ratios": {
             name: {"ratio": ratio, "target_min": target} for name, (ratio, target) in ratios.items()
-        }}, indent=2))  # fmt: skip
+        }, "kept_steps": kept}, indent=2))  # fmt: skip
         return
     print(f"{ROWS} rows of {len(COLUMNS)} columns, lookback {LOOKBACK}, horizon {HORIZON}\n")
     for name, rate in rates.items():
@@ -236,6 +298,13 @@ def main() -> None:
     for name, (ratio, target) in ratios.items():
         verdict = "" if target is None else f"  target ≥ {target:g}: {ratio >= target}"
         print(f"{name:20} {ratio:14.2f}{verdict}")
+    print()
+    for of in kept:
+        print(
+            f"{of['rows']:>7} rows, one of them new: kept {of['kept_seconds'] * 1e3:.2f} ms, all"
+            f" {of['all_seconds'] * 1e3:.2f} ms, ratio {of['ratio']:.2f}; {of['kept_bytes']:,} and"
+            f" {of['all_bytes']:,} bytes, ratio {of['bytes_ratio']:.5f}"
+        )
 
 
 if __name__ == "__main__":
