@@ -7,6 +7,7 @@ operation and has no second thread: what is forked from a process with threads m
 
 import gc
 import json
+import logging
 import mmap
 import os
 import selectors
@@ -72,6 +73,8 @@ def _preload(command: str) -> str:
     flower.warm_tasks(command)
     for point in entry_points(group=ENTRY_POINTS[command]):
         import_module(point.value)
+    # Some libraries take the root logger at import, and each line of Flower would come twice.
+    logging.getLogger().handlers.clear()
     threads = len(list(Path("/proc/self/task").iterdir()))
     return f"{threads} threads run after the imports" if threads != 1 else ""
 
