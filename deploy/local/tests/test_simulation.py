@@ -4,11 +4,15 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from flwr.app import Message, RecordDict
+from flwr.serverapp import Grid
+from flwr.supercore.task_identity import TaskIdentity
 from hypothesis import given
 from hypothesis import strategies as st
 from icos_fl_local.errors import LocalError, UsageError
@@ -18,6 +22,7 @@ from icos_fl_local.simulation.memory import PeakMemory
 from icos_fl_local.simulation.parts import virtual_nodes
 from icos_fl_local.simulation.processor import filled_store
 from icos_fl_local.simulation.settings import combinations, each_value_once, parse_sweeps
+from icos_fl_local.simulation.virtual_server import PacedGrid, reply_to
 from icos_fl_local.traces import Trace
 from icos_fl_local.up import Options
 
@@ -143,6 +148,71 @@ def test_the_peak_is_that_of_all_processes_together() -> None:
         for child in children:
             child.communicate(b"\n")
     assert 240 <= together - alone <= 320
+
+
+class Echo(Grid):
+    """Answers when it is asked the second time, and counts what is under way."""
+
+    def __init__(self, refused: int | None = None) -> None:
+        self.under_way: dict[str, Message] = {}
+        self.most = 0
+        self._refused = refused
+        self._asked: set[str] = set()
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        ids = []
+        for message in messages:
+            if message.metadata.dst_node_id != self._refused:
+                message.metadata.__dict__["_message_id"] = f"to {message.metadata.dst_node_id}"
+                ids.append(message.metadata.message_id)
+                self.under_way[ids[-1]] = message
+        self.most = max(self.most, len(self.under_way))
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        wanted = set(message_ids) & self.under_way.keys()
+        again, self._asked = wanted & self._asked, self._asked | wanted
+        answered = [self.under_way.pop(message_id) for message_id in again]
+        return [Message(RecordDict(), reply_to=message) for message in answered]
+
+    def _unused(self, *_: object, **__: object) -> Any:
+        raise AssertionError
+
+    set_run = create_message = get_node_ids = send_and_receive = _unused
+    run = property(_unused)
+
+
+@pytest.fixture
+def in_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flower makes messages in a run's process alone."""
+    for name in ("_run_id", "_node_id", "_task_id"):
+        monkeypatch.setattr(TaskIdentity, name, 1)
+
+
+def messages(count: int) -> list[Message]:
+    return [Message(RecordDict(), node, "train") for node in range(1, count + 1)]
+
+
+@pytest.mark.usefixtures("in_a_run")
+def test_no_more_messages_are_under_way_than_there_may_be() -> None:
+    echo = Echo()
+    replies = PacedGrid(echo, 3).send_and_receive(messages(10))
+    assert echo.most == 3
+    assert sorted(map(reply_to, replies)) == sorted(f"to {node}" for node in range(1, 11))
+
+
+@pytest.mark.usefixtures("in_a_run")
+def test_a_reply_is_given_once_and_to_whom_it_is_for() -> None:
+    paced = PacedGrid(Echo(), 1)
+    assert paced.push_messages(messages(3)) == ["to 1", "to 2", "to 3"]
+    assert [reply_to(reply) for reply in paced.pull_messages(["to 2"])] == ["to 2"]
+    assert paced.pull_messages(["to 2"]) == []
+    assert [reply_to(reply) for reply in paced.pull_messages(["to 1"])] == ["to 1"]
+
+
+@pytest.mark.usefixtures("in_a_run")
+def test_a_message_that_is_refused_leaves_the_others_their_places() -> None:
+    assert PacedGrid(Echo(refused=2), 9).push_messages(messages(3)) == ["to 1", "", "to 3"]
 
 
 def history(*maes: float | None) -> dict[str, Any]:

@@ -46,12 +46,8 @@ _ANSWER_SECONDS, _ROUND_SECONDS = 2.0, 30.0
 _TIMEOUT_SECONDS_MAX = 86_400.0
 _RUN_ENDS_SECONDS = 60.0
 _LOOK_SECONDS = 0.1
-_APP_CLIENT = '''"""The ClientApp of a virtual node; Flower looks for a plain ``app`` here."""
-
-from icos_fl_local.simulation.virtual_node import app as _app
-
-app = _app
-'''
+# Flower looks for a plain ``app`` in the app's own folder.
+_APP_FILE = "from icos_fl_local.simulation.{} import app as _app\n\napp = _app\n"
 
 
 @dataclass(frozen=True)
@@ -274,10 +270,11 @@ def _env(deployment: Deployment, scratch: Path) -> dict[str, str]:
 
 
 def _app(scratch: Path) -> Path:
-    """The Flower app of a deployment, but for the ClientApp, which finds out which node it is."""
+    """The Flower app of a deployment, with what is needed around its apps in a simulation."""
     app = scratch / "app"
     shutil.copytree(run_config.FLOWER_APP, app, ignore=shutil.ignore_patterns("__pycache__"))
-    (app / "client_app.py").write_text(_APP_CLIENT)
+    (app / "client_app.py").write_text(_APP_FILE.format("virtual_node"))
+    (app / "server_app.py").write_text(_APP_FILE.format("virtual_server"))
     with (app / "pyproject.toml").open("a") as stream:  # its last table is the run configuration
         stream.write('processor-address = ""\n')
     return app

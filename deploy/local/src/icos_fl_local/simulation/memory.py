@@ -5,12 +5,12 @@ from types import TracebackType
 
 import psutil
 
-_SAMPLE_SECONDS = 0.5
+_SAMPLE_SECONDS = 1.0
 _MIB = 2**20
 
 
 class PeakMemory:
-    """Looks twice a second at this process and its descendants. Use it as a context manager.
+    """Looks once a second at this process and its descendants. Use it as a context manager.
 
     Counts proportional set size: memory that processes share is counted once.
     """
