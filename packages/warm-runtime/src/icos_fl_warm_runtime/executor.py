@@ -124,9 +124,9 @@ class _Worker:
             )
 
     def close(self) -> None:
-        """End it; its tasks are told to end."""
+        """End it, if it is not over; its tasks are told to end."""
         self._running.clear()
-        with suppress(OSError):  # it may have ended already
+        with suppress(OSError):  # Flower closes twice, and the listener closes when it is over
             self._connection.shutdown(socket.SHUT_RDWR)
 
     def _listen(self) -> None:

@@ -49,6 +49,7 @@ SUPERNODE: Final = {
     "flwr.supernode.fleet_http_connection:http_request_response": "b80ca367",
     "flwr.supernode.nodestate:NodeStateFactory": "a933795f",
     "flwr.supernode.nodestate.in_memory_nodestate:InMemoryNodeState": "ed77fee3",
+    "flwr.supercore.corestate.in_memory_corestate:InMemoryCoreState.create_task": "ca22dc66",
 }
 SUPEREXEC: Final = {
     "flwr.supercore.superexec.run_superexec:run_superexec": "91e7a33c",
@@ -199,18 +200,28 @@ def _node_state_factory() -> type:
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
             self._changed = threading.Condition()
+            self._task: int | None = None
             self._reply = ""
             self._missing: set[str] = set()
+
+        def create_task(self, *args: Any, **kwargs: Any) -> int | None:
+            task_id: int | None = super().create_task(*args, **kwargs)
+            self._task = task_id  # before its message is stored
+            return task_id
 
         def store_message_and_object_tree(
             self, message: Any, object_tree: Any, session_id: str
         ) -> tuple[bool, list[str]]:
+            reply = message.metadata.message_id if message.metadata.reply_to_message_id else ""
+            if reply:
+                with self._changed:  # nobody takes it before it is known what is missing
+                    self._reply, self._missing = reply, {reply}
             stored, missing = super().store_message_and_object_tree(
                 message, object_tree, session_id
             )
-            if stored and message.metadata.reply_to_message_id:
+            if reply:
                 with self._changed:
-                    self._reply, self._missing = message.metadata.message_id, set(missing)
+                    self._missing = set(missing)
                     self._changed.notify_all()
             return stored, missing
 
@@ -222,33 +233,47 @@ def _node_state_factory() -> type:
             return stored
 
         def get_messages_legacy(self, *, is_reply: bool | None = None, **filters: Any) -> Any:
-            if is_reply:
+            """Returns with a reply that is whole, if it is replies that are asked for."""
+            while True:
                 with self._changed:
+                    if not self._missing:
+                        self._reply = ""
+                # Each look ends a task whose token has expired, too.
+                found = super().get_messages_legacy(is_reply=is_reply, **filters)
+                if not is_reply:
+                    return found
+                with self._changed:
+                    if whole := [message for message in found if not self._is_partial(message)]:
+                        return whole
                     self._changed.wait_for(
                         lambda: self._reply and not self._missing, _REPLY_SECONDS
                     )
-                    is_partial = bool(self._missing)
-                    if not is_partial:
-                        self._reply = ""
-                if is_partial:
-                    self.get_tasks(task_ids=[])  # ends tasks whose tokens have expired
-                    return []
-            return super().get_messages_legacy(is_reply=is_reply, **filters)
+
+        def _is_partial(self, message: Any) -> bool:
+            message_id = message.metadata.message_id
+            if not self._missing or message_id != self._reply:
+                return False
+            if entry := self.msg_store.get(message_id):
+                entry.is_retrieved = False  # to be found again
+            return True
 
         def finish_task(self, task_id: int, sub_status: str, details: str) -> bool:
             finished: bool = super().finish_task(task_id, sub_status, details)
-            if finished and sub_status == SubStatus.FAILED:
-                tasks = self.get_tasks(task_ids=[task_id])
-                if tasks and tasks[0].type == TaskType.CLIENT_APP:
-                    error = Error(ErrorCode.CLIENT_APP_CRASHED, details)
-                    self._store_error_replies({tasks[0].run_id}, error)
+            tasks = self.get_tasks(task_ids=[task_id]) if finished else []
+            if tasks and tasks[0].type == TaskType.CLIENT_APP and task_id == self._task:
+                reason = details or "the ClientApp: it could not send its reply"
+                error = Error(ErrorCode.CLIENT_APP_CRASHED, reason)
+                self._store_error_replies({tasks[0].run_id}, error)
             return finished
+
+        def _on_task_tokens_expired(self, tasks: list[Any]) -> None:
+            """Of an older task nobody expects a reply: the next one's message is here."""
+            super()._on_task_tokens_expired([task for task in tasks if task.task_id == self._task])
 
         def _store_error_replies(self, run_ids: set[int], error: Any) -> None:
             """Unless the task has replied, a reply that says how it ended."""
             with self._changed:
                 partial, self._missing = self._reply if self._missing else "", set()
-                self._reply = "told"
             if partial:  # it died while it sent its reply
                 self.delete_messages(message_ids=[partial])
                 self.object_store.delete(partial)
@@ -260,6 +285,7 @@ def _node_state_factory() -> type:
                             self.record_message_processing_start(message_id)
             super()._store_error_replies(run_ids, error)
             with self._changed:
+                self._reply = "told"
                 self._changed.notify_all()
 
     class Factory(NodeStateFactory):

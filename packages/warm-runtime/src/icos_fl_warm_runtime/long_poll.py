@@ -15,11 +15,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from flwr.proto.fleet_pb2 import PullMessagesRequest, PushMessagesRequest, PushMessagesResponse
-from flwr.proto.message_pb2 import PullObjectRequest, PushObjectRequest
+from flwr.proto.message_pb2 import PullObjectRequest, PullObjectResponse, PushObjectRequest
 from flwr.proto.runtime_pb2 import PushAppMessagesRequest, PushAppMessagesResponse
 
 HOLD_SECONDS = 20.0
 """Below the 30 s after which Flower's HTTP client gives a request up."""
+
+REPLY_HOLD_SECONDS = 3.0
+"""As often as Flower's grid asks for replies: a ServerApp's deadline is passed by no more."""
 
 PUSH_SECONDS_MAX = 180.0
 """Objects that are not there after so long will not come: Flower ends their session."""
@@ -56,17 +59,17 @@ class Waits:
         self._lock = threading.Lock()
 
     @contextmanager
-    def expecting(self, what: Hashable) -> Iterator[Callable[[], Awaitable[None]]]:
+    def expecting(self, what: Hashable) -> Iterator[Callable[..., Awaitable[None]]]:
         """Begin before the question is asked, so that nothing is missed; call to wait."""
         with self._lock:
             self._loop = asyncio.get_running_loop()
         event = asyncio.Event()
         self._events[what].add(event)
 
-        async def wait() -> None:
+        async def wait(seconds: float = HOLD_SECONDS) -> None:
             if not self._over:
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(event.wait(), HOLD_SECONDS)
+                    await asyncio.wait_for(event.wait(), seconds)
 
         try:
             yield wait
@@ -142,7 +145,7 @@ class LongPoll:
         with self._waits.expecting(what) as wait:
             answer = await self._answer(scope, receive)
             if answer.is_empty:
-                await wait()
+                await wait(REPLY_HOLD_SECONDS if what == REPLY else HOLD_SECONDS)
         await answer.send(send)
 
     async def _pull_object(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -150,11 +153,17 @@ class LongPoll:
         if self._pushes:
             body = await _body(receive)
             object_id = PullObjectRequest.FromString(body).object_id
-            receive = _again(body, receive)
             with self._waits.expecting(object_id) as wait:
-                if object_id in self._pushes:
+                # It may have come in another way: the push that announced it may have died.
+                if object_id in self._pushes and not await self._has(scope, _again(body, receive)):
                     await wait()
+            receive = _again(body, receive)
         await self._app(scope, receive, send)
+
+    async def _has(self, scope: Scope, receive: Receive) -> bool:
+        """Whether the object asked for is there; no question for an object carries a nonce."""
+        answer = await self._answer(dict(scope), receive)
+        return not answer.is_good or PullObjectResponse.FromString(answer.body).object_available
 
     async def _push_object(self, scope: Scope, receive: Receive, send: Send) -> None:
         if not self._pushes:

@@ -72,7 +72,10 @@ def _preload(command: str) -> str:
         return f"Flower has changed: {', '.join(changed)}"
     flower.warm_tasks(command)
     for point in entry_points(group=ENTRY_POINTS[command]):
-        import_module(point.value)
+        try:
+            import_module(point.value)
+        except Exception as error:
+            return f"{point.value} cannot be imported: {error}"
     # Some libraries take the root logger at import, and each line of Flower would come twice.
     logging.getLogger().handlers.clear()
     threads = len(list(Path("/proc/self/task").iterdir()))
