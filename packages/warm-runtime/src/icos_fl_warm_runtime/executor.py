@@ -20,7 +20,7 @@ from flwr.supercore.superexec.executor.subprocess_executor import SubprocessExec
 
 from icos_fl_warm_runtime import flower
 from icos_fl_warm_runtime.pace import Pace
-from icos_fl_warm_runtime.worker import ENTRY_POINTS, ending
+from icos_fl_warm_runtime.worker import ENTRY_POINTS, START, ending
 
 TAKEN_SECONDS = 120.0
 """Until a worker that has to import everything must have taken a task."""
@@ -91,7 +91,7 @@ class _Worker:
         with theirs:
             self._process = subprocess.Popen(
                 [
-                    *(sys.executable, "-m", "icos_fl_warm_runtime.worker"),
+                    *(sys.executable, "-c", START),
                     *(str(theirs.fileno()), command, str(kept)),
                 ],
                 pass_fds=[theirs.fileno()],

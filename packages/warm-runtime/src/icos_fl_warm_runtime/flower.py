@@ -189,7 +189,7 @@ def _asking_again(connect: Callable[..., Any], waits: Waits) -> Callable[..., An
 def _node_state_factory() -> type:
     """A factory of node states that wake who waits for a reply, and reply for the dead."""
     from flwr.app import Error
-    from flwr.common.constant import ErrorCode, SubStatus
+    from flwr.common.constant import ErrorCode
     from flwr.supercore.constant import TaskType
     from flwr.supernode.nodestate import NodeStateFactory
     from flwr.supernode.nodestate.in_memory_nodestate import InMemoryNodeState

@@ -1,6 +1,6 @@
 """The warm worker: imports what tasks need, then forks one process a task.
 
-``python -m icos_fl_warm_runtime.worker SOCKET_FD COMMAND KEPT_FOLDER`` speaks lines of JSON over
+``python -c START SOCKET_FD COMMAND KEPT_FOLDER`` speaks lines of JSON over
 the socket: a task's arguments come in, ``taken`` and ``ended`` go out. It never runs a torch
 operation and has no second thread: what is forked from a process with threads may hang on a lock.
 """
@@ -20,6 +20,12 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, NoReturn
+
+START = (
+    "import sys; from icos_fl_warm_runtime import worker; "
+    "worker.main(int(sys.argv[1]), sys.argv[2], sys.argv[3])"
+)
+"""Imports this module by its name, so that tasks find the one that knows the kept folder."""
 
 IDLE_SECONDS = 30.0
 """Without a task for so long, the worker ends: at rest a node pays for no warm imports."""
@@ -189,10 +195,3 @@ def _tell(connection: socket.socket, fact: dict[str, Any]) -> None:
         connection.sendall(json.dumps(fact).encode() + b"\n")
     except (BrokenPipeError, ConnectionResetError):
         return  # the SuperExec is gone; the next read says so
-
-
-if __name__ == "__main__":
-    # Imported by its name, so that tasks find the module that knows the folder.
-    from icos_fl_warm_runtime import worker
-
-    worker.main(int(sys.argv[1]), sys.argv[2], sys.argv[3])
