@@ -11,13 +11,13 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from flwr.serverapp import Grid
 from icos_fl.federation.v1 import records
 from icos_fl.federation.v1.weights import Flat, WeightsError, pack, unpack
+from icos_fl_warm_runtime import Pace
 
 TTL_SLACK_SECONDS = 2.0
 """What a message lives longer than its sender waits: enough for its own way to the SuperLink, and
 little, as a node may end a task whose message has expired."""
 
-_PAUSE_SECONDS_MIN, _PAUSE_SECONDS_MAX = 0.02, 1.0
-_HELD_SECONDS = 0.5
+_PAUSE_SECONDS_MAX = 1.0
 """An empty answer that took so long was held back by the SuperLink until it had to be given."""
 
 _CAUSE_LENGTH_MAX = 300
@@ -108,9 +108,8 @@ def exchange(grid: Grid, messages: list[Message]) -> dict[int, Reply | Failure]:
             pending[sent[index]] = _Pending(node_id, timeout, began + timeout)
         else:
             answers[node_id] = Failure("failed", "the SuperLink did not take the message")
-    pause = _PAUSE_SECONDS_MIN
+    pace = Pace(_PAUSE_SECONDS_MAX)
     while pending:
-        asked = time.monotonic()
         came = False
         for reply in grid.pull_messages(list(pending)):
             if of := pending.pop(reply.metadata.reply_to_message_id, None):
@@ -122,12 +121,10 @@ def exchange(grid: Grid, messages: list[Message]) -> dict[int, Reply | Failure]:
                 del pending[key]
                 silent = f"no reply in {of.timeout_seconds:g} s"
                 answers[of.node_id] = Failure("silent", silent)
-        if came or now - asked >= _HELD_SECONDS:
-            pause = _PAUSE_SECONDS_MIN
+        if came:
+            pace.start_again()
         elif pending:
-            left = min(of.deadline for of in pending.values()) - now
-            time.sleep(min(pause, left))
-            pause = min(2 * pause, _PAUSE_SECONDS_MAX)
+            pace.sleep(until=min(of.deadline for of in pending.values()))
     return answers
 
 

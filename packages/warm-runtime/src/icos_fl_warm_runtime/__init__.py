@@ -1,6 +1,7 @@
 """Flower's processes, with tasks forked from a warm worker and requests held until they have an
 answer."""
 
+from icos_fl_warm_runtime.pace import Pace
 from icos_fl_warm_runtime.worker import kept_folder
 
-__all__ = ["kept_folder"]
+__all__ = ["Pace", "kept_folder"]

@@ -27,9 +27,6 @@ REPLY_HOLD_SECONDS = 3.0
 PUSH_SECONDS_MAX = 180.0
 """Objects that are not there after so long will not come: Flower ends their session."""
 
-LIFE_SECONDS_MAX = 3600.0
-"""Of a message whose end is watched."""
-
 MARK_PATH = "/v1/icos-fl/warm"
 """Answers 204: who runs this middleware can be told of a task's death."""
 
@@ -194,18 +191,11 @@ class LongPoll:
                 REPLY if message.metadata.reply_to_message_id else message.metadata.dst_node_id
                 for message in messages
             }
-            self._wake_when_over(messages)
             push = _Push(wakes, set(missing))
             for object_id in push.missing:
                 self._pushes.setdefault(object_id, []).append(push)
             self._wake_if_whole(push)
         await answer.send(send)
-
-    def _wake_when_over(self, messages: Iterable[Any]) -> None:
-        """Who waits for replies has its timeout in the messages' time to live."""
-        seconds = min((message.metadata.ttl for message in messages), default=LIFE_SECONDS_MAX)
-        if seconds < LIFE_SECONDS_MAX:
-            asyncio.get_running_loop().call_later(seconds, self._waits.wake, REPLY)
 
     def _wake_if_whole(self, push: _Push) -> None:
         if not push.missing:

@@ -1,5 +1,6 @@
 """When to ask again after an empty answer."""
 
+import math
 import time
 
 HELD_SECONDS = 0.5
@@ -20,14 +21,15 @@ class Pace:
 
     def start_again(self) -> None:
         """The answer was not empty."""
-        self._pause_seconds = 0.0
+        self._pause_seconds = _FIRST_PAUSE_SECONDS
         self._asked = time.monotonic()
 
-    def sleep(self, until: float = float("inf")) -> None:
+    def sleep(self, until: float = math.inf) -> None:
         """The answer was empty: wait until it is time to ask again, at most to *until*."""
-        if time.monotonic() - self._asked >= HELD_SECONDS:
-            self._pause_seconds = 0.0
-        time.sleep(max(0.0, min(self._pause_seconds, until - time.monotonic())))
-        doubled = max(_FIRST_PAUSE_SECONDS, 2 * self._pause_seconds)
-        self._pause_seconds = min(doubled, self._longest_seconds)
+        now = time.monotonic()
+        if now - self._asked >= HELD_SECONDS:
+            self.start_again()
+            return
+        time.sleep(max(0.0, min(self._pause_seconds, until - now)))
+        self._pause_seconds = min(2 * self._pause_seconds, self._longest_seconds)
         self._asked = time.monotonic()
