@@ -1,5 +1,7 @@
 """A node's model, its device, and what it does when there is little to learn from."""
 
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,8 @@ from icos_fl_client.node import (
     weights_of,
 )
 from icos_fl_client.settings import NodeConfig, RunConfig, parse
+from icos_fl_timeseries_store import StoreUnavailable
+from structlog.testing import capture_logs
 
 
 def run_config(values, **changes) -> RunConfig:
@@ -46,6 +50,26 @@ def test_a_node_without_a_store_asks_none_to_keep_the_model(
         learner.keep({"cpu_usage": weights_of(model(small_run))}, 1)
 
     assert asked == []
+
+
+def test_a_silent_store_holds_the_reply_up_for_a_moment_only(
+    node, processor, small_run, monkeypatch
+):
+    monkeypatch.setattr("icos_fl_client.node.KEEP_SECONDS_MAX", 0.1)
+    asked, answer = threading.Event(), threading.Event()
+
+    def silent(_settings):
+        asked.set()
+        answer.wait()
+        raise StoreUnavailable("the store did not answer")
+
+    monkeypatch.setattr("icos_fl_client.node.connect", silent)
+    with capture_logs() as told, Learner(node, run_config(small_run), processor) as learner:
+        learner.keep({"cpu_usage": weights_of(model(small_run))}, 1)
+        assert asked.wait(20)
+    answer.set()
+
+    assert [entry["event"] for entry in told] == ["global model not kept: the store is too slow"]
 
 
 def test_weights_that_are_put_in_come_out_again(small_run):

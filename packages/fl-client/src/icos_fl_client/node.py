@@ -22,6 +22,9 @@ from icos_fl_client.settings import NodeConfig, RunConfig
 Weights = dict[str, NDArray[np.float32]]
 Metrics = dict[str, int | float]
 
+KEEP_SECONDS_MAX = 5.0
+"""The longest that a reply waits for the node's own store, after training."""
+
 log = structlog.get_logger()
 
 
@@ -85,7 +88,7 @@ def choose_device(node: NodeConfig, run: RunConfig) -> torch.device:
 
 @dataclass
 class Learner:
-    """One node in one round. Use it as a context manager: at its end all is kept that is to be.
+    """One node in one round. Use it as a context manager: its end waits for what ``keep`` began.
 
     Sequences are fetched, and models built, once a metric, whatever is done with them.
     """
@@ -112,7 +115,13 @@ class Learner:
         traceback: TracebackType | None,
     ) -> None:
         if self._keeping:
-            self._keeping.join()
+            self._keeping.join(KEEP_SECONDS_MAX)
+            if self._keeping.is_alive():
+                log.warning(
+                    "global model not kept: the store is too slow",
+                    node=self.node.node_name,
+                    waited_seconds=KEEP_SECONDS_MAX,
+                )
 
     def offer(self, metric: str) -> tuple[Weights, Metrics]:
         """Initial weights and the number of training sequences; raises NoSequences."""
@@ -186,7 +195,7 @@ class Learner:
         fitting = {m: weights for m, weights in received.items() if self._fits(m, weights)}
         if fitting:
             arguments = (self.node.store, fitting, model_round)
-            self._keeping = threading.Thread(target=self._put, args=arguments)
+            self._keeping = threading.Thread(target=self._put, args=arguments, daemon=True)
             self._keeping.start()
 
     def _put(self, where: StoreSettings, fitting: dict[str, Weights], model_round: int) -> None:
