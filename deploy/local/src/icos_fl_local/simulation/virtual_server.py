@@ -13,8 +13,8 @@ from flwr.app import Context, Message
 from flwr.serverapp import Grid, ServerApp
 from icos_fl_server.app import app as server_app
 
-_MESSAGES_A_CORE = 16
-_LOOK_SECONDS = 0.02
+_MESSAGES_A_CORE = 4
+_LOOK_SECONDS = 0.01
 
 app = ServerApp()
 
