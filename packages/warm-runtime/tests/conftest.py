@@ -59,7 +59,9 @@ class Federation:
         """Options of who connects to the SuperLink."""
         return ("--root-certificates", str(self.ca)) if self.ca else ("--insecure",)
 
-    def superlink(self, *options: str, runtime: str = "warm") -> psutil.Process:
+    def superlink(
+        self, *options: str, runtime: str = "warm", command: list[str] | None = None
+    ) -> psutil.Process:
         process = self.start(
             "superlink",
             "superlink",
@@ -68,12 +70,19 @@ class Federation:
             "--disable-runtime-dependency-installation",
             *options,
             runtime=runtime,
+            program=command,
         )
         self.wait_for_port(self.port)
         return process
 
     def supernode(
-        self, number: int, *options: str, runtime: str = "warm", port: int = 0
+        self,
+        number: int,
+        *options: str,
+        runtime: str = "warm",
+        port: int = 0,
+        wait: bool = True,
+        command: list[str] | None = None,
     ) -> psutil.Process:
         port = port or free_port()
         process = self.start(
@@ -84,8 +93,10 @@ class Federation:
             *("--node-config", f"number={number}"),
             *options,
             runtime=runtime,
+            program=command,
         )
-        self.wait_for_port(port)
+        if wait:
+            self.wait_for_port(port)
         return process
 
     def superexec(self, name: str, port: int, *options: str, runtime: str = "warm"):
@@ -96,11 +107,19 @@ class Federation:
             runtime=runtime,
         )
 
-    def start(self, name: str, command: str, *options: str, runtime: str) -> psutil.Process:
+    def start(
+        self,
+        name: str,
+        command: str,
+        *options: str,
+        runtime: str,
+        program: list[str] | None = None,
+    ) -> psutil.Process:
         """Flower's *command* with *options*; its output goes to NAME.log."""
+        program = program or [sys.executable, "-m", "icos_fl_warm_runtime", command]
         with (self.folder / f"{name}.log").open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "icos_fl_warm_runtime", command, *options],
+                [*program, *options],
                 env=self.env | {"ICOS_FL_RUNTIME": runtime},
                 stdout=log,
                 stderr=log,
@@ -156,6 +175,10 @@ class Federation:
             return [process, *process.children(recursive=True)]
         except psutil.NoSuchProcess:
             return []
+
+    def commands(self, name: str) -> list[str]:
+        """The command lines of the process *name* and of all that it started."""
+        return [_command(process) for process in self.tree(name)]
 
     def workers(self, name: str) -> list[psutil.Process]:
         """The warm workers below the process *name*, without their tasks."""

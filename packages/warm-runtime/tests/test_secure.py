@@ -1,0 +1,208 @@
+"""TLS, node keys, a database, SuperExecs of their own with a secret: as a deployment has it."""
+
+import datetime
+import ipaddress
+import secrets
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+REGISTRATION_SECONDS = 90
+"""Flower refuses a node whose killed predecessor it still takes to be online, about 75 s."""
+
+ACCEPTED = "SuperNode ID:"
+
+
+def pem(key) -> bytes:
+    return key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+
+
+def certificates(folder: Path) -> None:
+    """ca.pem, and server.pem with server.key for localhost and 127.0.0.1."""
+    ca_key = ec.generate_private_key(ec.SECP256R1())
+    ca_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Test CA")])
+    now = datetime.datetime.now(datetime.UTC)
+
+    def certificate(name: x509.Name, key, *extensions) -> x509.Certificate:
+        builder = (
+            x509.CertificateBuilder()
+            .subject_name(name)
+            .issuer_name(ca_name)
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - datetime.timedelta(hours=1))
+            .not_valid_after(now + datetime.timedelta(days=1))
+        )
+        for extension, critical in extensions:
+            builder = builder.add_extension(extension, critical)
+        return builder.sign(ca_key, hashes.SHA256())
+
+    ca = certificate(ca_name, ca_key, (x509.BasicConstraints(ca=True, path_length=None), True))
+    key = ec.generate_private_key(ec.SECP256R1())
+    names = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
+    server = certificate(
+        x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")]),
+        key,
+        (x509.SubjectAlternativeName(names), False),
+    )
+    (folder / "ca.pem").write_bytes(ca.public_bytes(serialization.Encoding.PEM))
+    (folder / "server.pem").write_bytes(server.public_bytes(serialization.Encoding.PEM))
+    (folder / "server.key").write_bytes(pem(key))
+
+
+def node_key(folder: Path, number: int) -> tuple[Path, Path]:
+    """As ``ssh-keygen -t ecdsa -b 384`` makes them."""
+    key = ec.generate_private_key(ec.SECP384R1())
+    private, public = folder / f"node-{number}", folder / f"node-{number}.pub"
+    private.write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.OpenSSH,
+            serialization.NoEncryption(),
+        )
+    )
+    private.chmod(0o600)
+    public.write_bytes(
+        key.public_key().public_bytes(
+            serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
+        )
+    )
+    return private, public
+
+
+class Secure:
+    """A federation in which every part is a process of its own that must prove who it is."""
+
+    def __init__(self, new_federation, a_free_port, folder: Path) -> None:
+        certificates(folder)
+        (folder / "secret").write_text(secrets.token_hex(32))
+        self._folder = folder
+        self._ports = {number: a_free_port() for number in (0, 1)}
+        self._tls = (
+            *("--ssl-certfile", str(folder / "server.pem")),
+            *("--ssl-keyfile", str(folder / "server.key")),
+            *("--ssl-ca-certfile", str(folder / "ca.pem")),
+        )
+        self._secret = ("--superexec-auth-secret-file", str(folder / "secret"))
+        self._isolated = ("--isolation", "process", *self._secret)
+        self.federation = new_federation(tls=self._tls, ca=folder / "ca.pem")
+        self._keys = {number: node_key(folder, number) for number in self._ports}
+
+    def start(self) -> None:
+        self.superlink()
+        self.superexec("superexec-link", self.federation.port)
+        for number, (_, public) in self._keys.items():
+            self.federation.flwr("supernode", "register", str(public), "local")
+            self.supernode(number)
+            self.superexec(f"superexec-{number}", self._ports[number])
+
+    def superlink(self) -> psutil.Process:
+        database = self._folder / "superlink.db"
+        return self.federation.superlink(
+            "--enable-supernode-auth", "--database", str(database), *self._isolated
+        )
+
+    def supernode(self, number: int, wait: bool = True) -> psutil.Process:
+        key = str(self._keys[number][0])
+        return self.federation.supernode(
+            number,
+            *("--auth-supernode-private-key", key, *self._tls, *self._isolated),
+            port=self._ports[number],
+            wait=wait,
+        )
+
+    def superexec(self, name: str, port: int) -> psutil.Process:
+        return self.federation.superexec(name, port, *self.federation.trust, *self._secret)
+
+    def node_superexec(self, number: int) -> psutil.Process:
+        return self.superexec(f"superexec-{number}", self._ports[number])
+
+
+@pytest.fixture(scope="module")
+def secure(new_federation, a_free_port, tmp_path_factory) -> Secure:
+    secure = Secure(new_federation, a_free_port, tmp_path_factory.mktemp("keys"))
+    secure.start()
+    return secure
+
+
+def test_a_run_completes(secure):
+    facts = secure.federation.run({3: {"fault": "exits-3", "node": 1}}, rounds=4).end(120)
+    print("\nrounds:", [round(fact["seconds"], 2) for fact in facts])
+    assert [fact["replied"] for fact in facts] == [[0, 1], [0, 1], [0], [0, 1]]
+    assert "exit status 3" in facts[2]["errors"]["1"]
+    for number in (0, 1):  # forked, not started
+        assert secure.federation.workers(f"superexec-{number}")
+
+
+def test_a_superexec_that_ends_in_mid_task_leaves_nothing_and_another_takes_over(secure):
+    federation = secure.federation
+    run = federation.run({2: {"fault": "waits", "node": 1, "timeout": 60}}, rounds=3)
+    task = run.task(2)
+    started = federation.tree("superexec-1")
+    assert task in started
+    federation.processes["superexec-1"].terminate()
+    failed = run.round(2)
+    print(f"\nround: {failed['seconds']:.1f} s, {failed['errors']}")
+    assert (failed["replied"], list(failed["errors"])) == ([0], ["1"])
+    _, left = psutil.wait_procs(started, 15)
+    assert not left
+    assert "Traceback" not in federation.log("superexec-1")
+    secure.node_superexec(1)
+    assert run.round(3)["replied"] == [0, 1]
+    run.end()
+
+
+def test_a_superlink_killed_in_mid_run_and_restarted_completes_the_run(secure):
+    federation = secure.federation
+    run = federation.run({2: {"fault": "waits", "node": 1}}, rounds=4)
+    run.task(2)
+    federation.processes["superlink"].kill()
+    federation.processes["superlink"].wait()
+    killed = time.monotonic()
+    (run.folder / "go-2").touch()
+    secure.superlink()
+    facts = run.end(180)
+    print(f"\ncompleted {time.monotonic() - killed:.1f} s after; a round:", facts[1]["seconds"])
+    assert [fact["replied"] for fact in facts] == [[0, 1]] * 4
+    assert run.status() == "finished:completed"
+
+
+@pytest.mark.slow
+def test_a_supernode_killed_and_restarted_takes_part_again(secure, wait_until):
+    federation = secure.federation
+    run = federation.run({2: {"hold": True, "timeout": 5, "ttl": 5}, 3: {"hold": True}}, rounds=3)
+    run.round(1)
+    federation.processes["supernode-1"].kill()
+    federation.processes["supernode-1"].wait()
+    killed = time.monotonic()
+    run.let_go(2)
+    assert run.round(2)["replied"] == [0]
+    starts = 0
+    accepted = federation.log("supernode-1").count(ACCEPTED)
+
+    def is_back() -> bool:
+        return federation.log("supernode-1").count(ACCEPTED) > accepted
+
+    def has_ended() -> bool:
+        return federation.processes["supernode-1"].poll() is not None
+
+    while not is_back():  # as a supervisor does
+        starts += 1
+        secure.supernode(1, wait=False)
+        wait_until(lambda: is_back() or has_ended(), 60, federation.logs)
+        assert time.monotonic() < killed + REGISTRATION_SECONDS, federation.logs()
+    print(f"\naccepted {time.monotonic() - killed:.1f} s after, start {starts}")
+    run.let_go(3)
+    assert run.round(3)["replied"] == [0, 1]
+    print(f"took part {time.monotonic() - killed:.1f} s after")
+    run.end()
