@@ -170,8 +170,8 @@ class _Session:
         lasting = _lasting(self._supervisor)
         for number, (setting, seed) in enumerate(runs, start=1):
             if len(runs) > 1:
-                words = " ".join(f"{key}={value}" for key, value in setting.items())
-                self._progress.say(f"run {number} of {len(runs)}: {words} seed={seed}")
+                words = _words({**setting, "seed": seed})
+                self._progress.say(f"run {number} of {len(runs)}: {words}")
             self._outcomes.append(self._one(setting, seed, app, alone=len(runs) == 1))
             _wait_until_gone(_descendants() - lasting)
             self._files = results.write(self._out, self._facts(), self._outcomes, self._rows())
@@ -188,8 +188,7 @@ class _Session:
                 wide.print(table, markup=False, highlight=False)
         for row in rows:
             if row.reason:
-                words = " ".join(f"{key}={value}" for key, value in row.setting.items())
-                self._progress.say(f"{words}: {row.reason}")
+                self._progress.say(f"{_words(row.setting)}: {row.reason}")
         self._progress.say(f"results: {', '.join(str(file) for file in self._files)}")
 
     def _one(self, setting: Setting, seed: int, app: Path, *, alone: bool) -> results.Outcome:
@@ -235,6 +234,10 @@ class _Session:
             results.errors_table(row),
             f"{len(self._plan.nodes):,} nodes: {cost}",
         ]
+
+
+def _words(setting: Mapping[str, Value]) -> str:
+    return " ".join(f"{key}={value}" for key, value in setting.items())
 
 
 def _components(deployment: Deployment, plan: Plan) -> list[Component]:
