@@ -121,29 +121,27 @@ def completes(federation) -> list[dict]:
 def test_on_a_flower_that_changed_the_commands_warn_and_run_as_stock(new_federation):
     federation = new_federation()
     federation.superlink(command=edited("superlink", "superlink"))
-    for number in (0, 1):
-        federation.supernode(number, command=edited("supernode", "supernode"))
+    federation.supernode(0, command=edited("supernode", "supernode"))
+    federation.supernode(1)  # warm, with a SuperLink that is not
     completes(federation)
     for name, part in (("superlink", "superlink"), ("supernode-0", "supernode")):
         log = federation.log(name)
         changed = next(iter(flower.NAMES[part]))
         assert f"{WARNS}; taking the stock path. Changed: {changed}\n" in log
         assert len(warm_processes(federation, name)) == 1  # the command itself
+    assert WARNS not in federation.log("supernode-1")
+    assert federation.workers("supernode-1")
 
 
-def test_a_warm_supernode_works_with_a_stock_superlink_and_a_stock_one_with_a_warm(new_federation):
-    for superlink, supernodes in (("stock", ("warm", "stock")), ("warm", ("stock", "warm"))):
-        federation = new_federation()
-        federation.superlink(runtime=superlink)
-        for number, runtime in enumerate(supernodes):
-            federation.supernode(number, runtime=runtime)
-        facts = completes(federation)
-        print(f"\n{superlink} SuperLink: {[round(fact['seconds'], 1) for fact in facts]}")
-        stock = supernodes.index("stock")
-        assert len(warm_processes(federation, f"supernode-{stock}")) == 1
-        assert WARNS not in federation.logs()
-        federation.stop()
-        federation.processes.clear()
+def test_stock_and_warm_supernodes_work_with_a_warm_superlink(new_federation):
+    federation = new_federation()
+    federation.superlink()
+    federation.supernode(0, runtime="stock")
+    federation.supernode(1)
+    completes(federation)
+    assert len(warm_processes(federation, "supernode-0")) == 1
+    assert federation.workers("supernode-1")
+    assert WARNS not in federation.logs()
 
 
 @pytest.mark.slow

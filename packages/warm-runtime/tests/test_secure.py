@@ -162,7 +162,7 @@ def test_a_superexec_that_ends_in_mid_task_leaves_nothing_and_another_takes_over
     run.end()
 
 
-def test_a_superlink_killed_in_mid_run_and_restarted_completes_the_run(secure):
+def test_a_superlink_killed_in_mid_run_and_restarted_completes_the_run(secure, wait_until):
     federation = secure.federation
     run = federation.run({2: {"fault": "waits", "node": 1}}, rounds=4)
     run.task(2)
@@ -174,7 +174,7 @@ def test_a_superlink_killed_in_mid_run_and_restarted_completes_the_run(secure):
     facts = run.end(180)
     print(f"\ncompleted {time.monotonic() - killed:.1f} s after; a round:", facts[1]["seconds"])
     assert [fact["replied"] for fact in facts] == [[0, 1]] * 4
-    assert run.status() == "finished:completed"
+    wait_until(lambda: run.status() == "finished:completed", 30, federation.logs)
 
 
 @pytest.mark.slow
