@@ -11,6 +11,8 @@ import psutil
 import pytest
 from flwr.supercore.constant import TaskType
 from flwr.supercore.superexec.executor import ExecutionSpec
+from icos_fl_warm_runtime import executor as executor_module
+from icos_fl_warm_runtime import kept_folder
 from icos_fl_warm_runtime import worker as worker_module
 from icos_fl_warm_runtime.executor import ForkExecutor
 
@@ -56,6 +58,28 @@ def test_a_task_that_comes_just_as_the_worker_ends_is_taken_by_a_new_one(
     second = executor._workers[COMMAND]
     assert second is not first
     assert list(second._running) == [2]
+
+
+def test_a_worker_that_takes_no_task_is_ended(executor, a_free_port, monkeypatch):
+    executor.launch(spec(1, a_free_port()))
+    worker = executor._workers[COMMAND]
+    worker._process.send_signal(signal.SIGSTOP)
+    monkeypatch.setattr(executor_module, "HEARTBEAT_SECONDS", 0.1)
+    monkeypatch.setattr(executor_module, "TAKEN_SECONDS", 0.2)
+    assert not worker.take(spec(2, a_free_port()))
+    assert worker._process.wait(10) == -signal.SIGKILL
+
+
+def test_the_kept_folder_goes_with_the_executor(executor, a_free_port):
+    executor.launch(spec(1, a_free_port()))
+    assert executor._kept.is_dir()
+    assert executor._kept.stat().st_mode & 0o077 == 0
+    executor.close()
+    assert not executor._kept.exists()
+
+
+def test_where_nothing_is_warm_there_is_no_kept_folder():
+    assert kept_folder() is None
 
 
 def test_of_a_worker_that_refuses_the_tasks_start_cold(

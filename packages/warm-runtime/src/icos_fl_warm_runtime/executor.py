@@ -115,7 +115,10 @@ class _Worker:
         while not self._answered(spec, HEARTBEAT_SECONDS) and time.monotonic() < deadline:
             flower.report_start(spec)
         with self._changed:
-            return self._ordered.pop(spec.task_id, None) is None
+            is_taken = self._ordered.pop(spec.task_id, None) is None
+        if not is_taken:
+            self._process.kill()  # it might take the task yet, which now starts elsewhere
+        return is_taken
 
     def _answered(self, spec: ExecutionSpec, seconds: float) -> bool:
         with self._changed:
@@ -149,7 +152,8 @@ class _Worker:
             if "refused" in fact:
                 self.refusal = fact["refused"]
             elif "taken" in fact:
-                self._running[fact["taken"]] = self._ordered.pop(fact["taken"])
+                if spec := self._ordered.pop(fact["taken"], None):
+                    self._running[spec.task_id] = spec
                 self._changed.notify_all()
             elif "ended" in fact:
                 spec = self._running.pop(fact["ended"], None)
