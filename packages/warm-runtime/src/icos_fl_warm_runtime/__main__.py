@@ -5,20 +5,11 @@ import sys
 from importlib import import_module
 from logging import WARNING
 
-from flwr.supercore import log
-
-from icos_fl_warm_runtime import flower
-
 RUNTIME = "ICOS_FL_RUNTIME"
 _COMMANDS = {
     "superlink": ("flwr.superlink.cli.flower_superlink", "flower_superlink"),
     "supernode": ("flwr.supernode.cli.flower_supernode", "flower_supernode"),
     "superexec": ("flwr.supercore.cli.flower_superexec", "flower_superexec"),
-}
-_WARM = {
-    "superlink": flower.warm_superlink,
-    "supernode": flower.warm_supernode,
-    "superexec": flower.warm_superexec,
 }
 
 
@@ -49,7 +40,13 @@ def _run(name: str) -> None:
     if runtime not in ("warm", "stock"):
         raise SystemExit(f"{RUNTIME}={runtime!r}: neither 'warm' nor 'stock'")
     sys.argv[0] = f"flower-{name}"  # what Flower calls itself in its messages
+    # Processes are forked from this one, which may have no second thread then: numpy makes some.
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"
     if runtime == "warm":
+        from flwr.supercore import log
+
+        from icos_fl_warm_runtime import flower
+
         if changed := flower.changed(flower.NAMES[name]):
             log(
                 WARNING,
@@ -58,7 +55,7 @@ def _run(name: str) -> None:
                 ", ".join(changed),
             )
         else:
-            _WARM[name]()
+            flower.warm(name, superexec)
     module, function = _COMMANDS[name]
     getattr(import_module(module), function)()
 

@@ -5,6 +5,7 @@ Nothing of Flower is changed on disk. Names of its modules are given other value
 what is no longer as it was. Then the stock path is taken.
 """
 
+import argparse
 import hashlib
 import inspect
 import logging
@@ -98,13 +99,23 @@ def changed(names: Mapping[str, str]) -> list[str]:
     return found
 
 
+def warm(name: str, run_superexec: Callable[[], None]) -> None:
+    """Make Flower's *name* warm in this process; a SuperLink or SuperNode starts *run_superexec*."""
+    if name == "superexec":
+        warm_superexec()
+    elif name == "superlink":
+        warm_superlink(run_superexec)
+    else:
+        warm_supernode(run_superexec)
+
+
 # SuperLink and SuperNode: hold requests, start our SuperExec
 
 
-def warm_superlink() -> None:
+def warm_superlink(run_superexec: Callable[[], None]) -> None:
     """From now on, Flower's SuperLink in this process holds requests."""
     _hold_requests("flwr.superlink.main", Waits())
-    _start_warm_superexec("flwr.superlink.cli.flower_superlink")
+    _start_warm_superexec("flwr.superlink.cli.flower_superlink", run_superexec)
     # A hundred lines a round that say that all is well would fill a disk in months.
     logging.getLogger("uvicorn.access").addFilter(_is_bad_news)
 
@@ -114,11 +125,11 @@ def _is_bad_news(record: logging.LogRecord) -> bool:
     return not isinstance(record.args, tuple) or int(str(record.args[-1])) >= 400
 
 
-def warm_supernode() -> None:
+def warm_supernode(run_superexec: Callable[[], None]) -> None:
     """From now on, Flower's SuperNode in this process holds requests, and asks without a pause."""
     waits = Waits()
     _hold_requests("flwr.supernode.main", waits)
-    _start_warm_superexec("flwr.supernode.start_client_internal")
+    _start_warm_superexec("flwr.supernode.start_client_internal", run_superexec)
     client: Any = import_module("flwr.supernode.start_client_internal")
     client.http_request_response = _asking_again(client.http_request_response, waits)
     command: Any = import_module("flwr.supernode.cli.flower_supernode")
@@ -145,21 +156,36 @@ def _hold_requests(module_name: str, waits: Waits) -> None:
     server.shutdown = let_go_and_shutdown
 
 
-def _start_warm_superexec(module_name: str) -> None:
+def _start_warm_superexec(module_name: str, run: Callable[[], None]) -> None:
     """In place of ``flower-superexec``, which *module_name* starts by that name."""
+    if _is_isolated(sys.argv):
+        return  # somebody else starts it
+    from icos_fl_warm_runtime.superexec import ForkedSuperExec
+
+    try:
+        start: Any = ForkedSuperExec(run).start
+    except RuntimeError as error:
+        log(WARNING, "The SuperExec imports for itself what its host has: %s", error)
+        ours = [sys.executable, "-m", "icos_fl_warm_runtime", "superexec"]
+
+        def start(command: list[str], **kwargs: Any) -> Any:
+            return subprocess.Popen([*ours, *command[1:]], **kwargs)
 
     class Subprocess:
         """What the module uses of subprocess."""
 
         TimeoutExpired = subprocess.TimeoutExpired
-
-        @staticmethod
-        def Popen(command: list[str], **kwargs: Any) -> subprocess.Popen[bytes]:  # noqa: N802
-            ours = [sys.executable, "-m", "icos_fl_warm_runtime", "superexec", *command[1:]]
-            return subprocess.Popen(ours, **kwargs)
+        Popen = staticmethod(start)
 
     module: Any = import_module(module_name)
     module.subprocess = Subprocess
+
+
+def _is_isolated(arguments: list[str]) -> bool:
+    """Whether Flower's options ask for process isolation."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--isolation")
+    return bool(parser.parse_known_args(arguments[1:])[0].isolation == "process")
 
 
 def _asking_again(connect: Callable[..., Any], waits: Waits) -> Callable[..., Any]:

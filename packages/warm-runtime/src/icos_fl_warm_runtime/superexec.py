@@ -1,0 +1,89 @@
+"""The SuperExec of a SuperLink or SuperNode, forked from it before it has threads.
+
+At rest a node is these two processes, and what both have imported is most of their memory. Forked,
+they share it, and the SuperExec imports nothing again.
+"""
+
+import gc
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from ctypes import CDLL, c_char_p
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NoReturn
+
+_PR_SET_NAME = 15
+_LOOK_SECONDS = 0.05
+
+
+class ForkedSuperExec:
+    """Waits, from its host's first moment, for the host to start it. Looks like a Popen from then.
+
+    *run* becomes the SuperExec, with its options in sys.argv. Raises RuntimeError in a process that
+    has threads.
+    """
+
+    def __init__(self, run: Callable[[], None]) -> None:
+        import_module("flwr.supercore.cli.flower_superexec")
+        import_module("icos_fl_warm_runtime.executor")
+        threads = len(list(Path("/proc/self/task").iterdir()))
+        if threads != 1:
+            raise RuntimeError(f"{threads} threads run: a forked process may hang on their locks")
+        gc.collect()
+        gc.freeze()  # collecting would touch, and so copy, every page
+        read_end, self._order = os.pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            os.close(self._order)
+            _become(run, read_end)
+        os.close(read_end)
+
+    def start(self, command: list[str], **kwargs: Any) -> "ForkedSuperExec":
+        """What ``subprocess.Popen`` would do for ``flower-superexec …``."""
+        order = {"options": command[1:], "detached": kwargs.get("start_new_session", False)}
+        with os.fdopen(self._order, "w") as pipe:
+            pipe.write(json.dumps(order))
+        return self
+
+    def terminate(self) -> None:
+        """Ask it to end."""
+        os.kill(self.pid, signal.SIGTERM)
+
+    def wait(self, timeout: float) -> int:
+        """Its exit status. Raises subprocess.TimeoutExpired after *timeout* seconds."""
+        deadline = time.monotonic() + timeout
+        while True:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                return os.waitstatus_to_exitcode(status)
+            if time.monotonic() > deadline:
+                raise subprocess.TimeoutExpired("flower-superexec", timeout)
+            time.sleep(_LOOK_SECONDS)
+
+
+def _become(run: Callable[[], None], order: int) -> NoReturn:
+    status = 0
+    try:
+        with os.fdopen(order) as pipe:
+            told = pipe.read()
+        if told:  # else its host has ended
+            facts = json.loads(told)
+            if facts["detached"]:
+                os.setsid()
+            CDLL(None).prctl(_PR_SET_NAME, c_char_p(b"superexec"), 0, 0, 0)
+            sys.argv = ["flower-superexec", *facts["options"]]
+            run()
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else 1
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        status = 1
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
