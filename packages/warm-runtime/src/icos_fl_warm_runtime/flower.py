@@ -100,7 +100,7 @@ def changed(names: Mapping[str, str]) -> list[str]:
 
 
 def warm(name: str, run_superexec: Callable[[], None]) -> None:
-    """Make Flower's *name* warm in this process; a SuperLink or SuperNode starts *run_superexec*."""
+    """Make Flower's *name* warm; if it starts a SuperExec, that is *run_superexec*."""
     if name == "superexec":
         warm_superexec()
     elif name == "superlink":
