@@ -1,16 +1,17 @@
-"""Sends the weights back, or trains ICOS-FL's LSTM with them on recorded rows."""
+"""Sends the weights back, or trains ICOS-FL's LSTM with them on recorded rows.
+
+Imports torch, as the client of nearly every Flower app does, whether it then computes or not.
+"""
 
 import os
 import signal
 import time
-from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
-
-if TYPE_CHECKING:
-    import torch
+from icos_fl_client import models, training
 
 app = ClientApp()
 
@@ -73,10 +74,7 @@ def _rows(number: int) -> np.ndarray:
     return np.stack(columns, axis=1).astype(np.float32)
 
 
-def _model(weights: np.ndarray) -> "torch.nn.Module":
-    import torch
-    from icos_fl_client import models
-
+def _model(weights: np.ndarray) -> torch.nn.Module:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     model = models.build(
@@ -94,9 +92,6 @@ def _model(weights: np.ndarray) -> "torch.nn.Module":
 
 
 def _train(weights: np.ndarray, number: int) -> tuple[np.ndarray, float]:
-    import torch
-    from icos_fl_client import training
-
     model = _model(weights)
     began = time.perf_counter()
     training.train(
@@ -119,9 +114,6 @@ def _train(weights: np.ndarray, number: int) -> tuple[np.ndarray, float]:
 
 
 def _evaluate(weights: np.ndarray, number: int) -> float:
-    import torch
-    from icos_fl_client import training
-
     result = training.evaluate(
         _model(weights),
         [_rows(number)],
