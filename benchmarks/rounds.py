@@ -14,6 +14,7 @@ import contextlib
 import itertools
 import json
 import os
+import signal
 import socket
 import statistics
 import subprocess
@@ -52,6 +53,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="of the warm runtime; stock: 3")
     parser.add_argument("--skip-rest", action="store_true", help="no memory and CPU at rest")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # and leave no process behind
     results: dict[str, dict[str, float | dict[str, float]]] = {}
     for nodes in arguments.nodes:
         both = {}
