@@ -1,10 +1,10 @@
 """What is left out before a request is parsed, and that nothing else is."""
 
 import pytest
-from google.protobuf.message import DecodeError
 from hypothesis import given
 from hypothesis import strategies as st
 from icos_fl_otlp_bridge import envelope
+from icos_fl_otlp_bridge.errors import Undecodable
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 
 NAMES = st.sampled_from(["wanted", "also wanted", "other", ""])
@@ -38,8 +38,8 @@ def test_the_wanted_metrics_and_all_about_them_stay_as_they_were(resources):
 
 
 @pytest.mark.parametrize("serialized", [b"\xff\xff\xff", b"\x0a\x05ab"])
-def test_bytes_that_are_no_request_are_a_decode_error(serialized):
-    with pytest.raises(DecodeError):
+def test_bytes_that_are_no_request_are_undecodable(serialized):
+    with pytest.raises(Undecodable):
         envelope.parse(serialized, WANTED)
 
 
@@ -51,8 +51,8 @@ def broken(name: bytes) -> bytes:
     return b"\x0a" + bytes([len(resource)]) + resource
 
 
-def test_a_wanted_metric_that_cannot_be_parsed_is_a_decode_error():
-    with pytest.raises(DecodeError):
+def test_a_wanted_metric_that_cannot_be_parsed_is_undecodable():
+    with pytest.raises(Undecodable):
         envelope.parse(broken(b"wanted"), WANTED)
 
 

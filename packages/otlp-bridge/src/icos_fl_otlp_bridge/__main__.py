@@ -2,40 +2,70 @@
 
 import signal
 import sys
-import threading
 
 import structlog
 from icos_fl_timeseries_store import connect, logs
 from icos_fl_timeseries_store.settings import load_or_exit
 
-from icos_fl_otlp_bridge.config import default_config, load_config
+from icos_fl_otlp_bridge import metrics
+from icos_fl_otlp_bridge.config import BridgeConfig, default_config, load_config
 from icos_fl_otlp_bridge.errors import ConfigError, ListenError
+from icos_fl_otlp_bridge.security import Security, load_security
 from icos_fl_otlp_bridge.server import Server
 from icos_fl_otlp_bridge.settings import BridgeSettings
 
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+log = structlog.get_logger()
+
 
 def main() -> None:
-    """Read the settings and the configuration, serve until SIGTERM or SIGINT."""
+    """Read the settings and the files that they name, serve until SIGTERM or SIGINT.
+
+    At SIGHUP the files are read again.
+    """
     settings = load_or_exit(BridgeSettings)
     logs.configure(settings.log_level)
-    stopping = threading.Event()
-    for signal_number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(signal_number, lambda *_: stopping.set())
+    # Every thread that follows blocks them too, so that they wait for sigwait and none is missed.
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
-        config = load_config(settings.config) if settings.config else default_config()
+        config, security = _read(settings)
         server = Server(
             config,
             lambda: connect(settings.store),
             settings.listen_address,
             settings.max_message_bytes,
             settings.max_concurrent_exports,
+            http_listen_address=settings.http_listen_address,
+            security=security,
         )
     except (ConfigError, ListenError) as error:
         sys.exit(f"icos-fl-otlp-bridge: {error}")
     server.start()
-    structlog.get_logger().info("bridge serves", port=server.port, columns=list(config.columns))
-    stopping.wait()
+    log.info(
+        "bridge serves", port=server.port, http_port=server.http_port, columns=list(config.columns)
+    )
+    while signal.sigwait(SIGNALS) == signal.SIGHUP:
+        _take_over(settings, server)
     server.stop()
+
+
+def _read(settings: BridgeSettings) -> tuple[BridgeConfig, Security]:
+    """What the files say. Raises ConfigError."""
+    config = load_config(settings.config) if settings.config else default_config()
+    return config, load_security(settings.tls, settings.tokens)
+
+
+def _take_over(settings: BridgeSettings, server: Server) -> None:
+    try:
+        config, security = _read(settings)
+    except ConfigError as error:
+        metrics.CONFIG_TAKEN_OVER.labels("refused").inc()
+        log.error("new configuration refused, the old one goes on", reason=str(error))
+        return
+    server.take_over(config, security)
+    metrics.CONFIG_TAKEN_OVER.labels("taken_over").inc()
+    log.info("new configuration taken over", columns=list(config.columns))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,15 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictBool,
+    ValidationError,
+    model_validator,
+)
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedBase, CommentedMap
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
@@ -14,6 +22,7 @@ from ruamel.yaml.nodes import MappingNode, SequenceNode
 from ruamel.yaml.reader import ReaderError
 
 from icos_fl_otlp_bridge.errors import ConfigError
+from icos_fl_otlp_bridge.measures import Take
 
 ROWS_MAX = 10_000_000
 COLUMNS_MAX = 1_000
@@ -83,9 +92,23 @@ class Term(_Model):
     metric: Text
     where: tuple[Predicate, ...] = ()
     """Which of its series, by the attributes of their points; all of them without."""
+    take: Take = "value"
+    """``value`` of a gauge or sum; the others of a histogram or summary."""
+    quantile: Number | None = Field(default=None, ge=0, le=1)
+    """Which, where ``take`` is ``quantile``."""
+    rate: StrictBool = False
+    """Change a second instead of the number itself: for what counts."""
     combine: Combine = "sum"
     """How the values of several series become one."""
     factor: Number = 1.0
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if (self.take == "quantile") != (self.quantile is not None):
+            raise ValueError("take: quantile and quantile: 0.5 (0 to 1) need each other")
+        if self.rate and self.take in ("mean", "quantile"):
+            raise ValueError(f"a rate of a {self.take}: only value, count and sum count something")
+        return self
 
 
 class Source(_Model):

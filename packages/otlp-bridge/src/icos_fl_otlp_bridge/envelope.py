@@ -7,10 +7,13 @@ them would cost several times what is done with the others.
 from typing import Any, Final
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from google.protobuf.message import DecodeError
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.common.v1 import common_pb2
 from opentelemetry.proto.metrics.v1.metrics_pb2 import Metric
 from opentelemetry.proto.resource.v1 import resource_pb2
+
+from icos_fl_otlp_bridge.errors import Undecodable
 
 _PACKAGE: Final = "icos_fl.otlp_bridge.envelope"
 _SCOPE: Final = common_pb2.InstrumentationScope.DESCRIPTOR.full_name
@@ -58,10 +61,19 @@ _Request: Final = _request_class()
 
 
 def parse(serialized: bytes, wanted: frozenset[str]) -> ExportMetricsServiceRequest:
-    """The request as if it had only the *wanted* metrics. Raises DecodeError.
+    """The request as if it had only the *wanted* metrics. Raises Undecodable.
 
     A metric that is not wanted is not looked into: that it could not be parsed stays unnoticed.
     """
+    try:
+        return _parsed(serialized, wanted)
+    except DecodeError:
+        raise Undecodable(
+            f"the request's {len(serialized)} bytes are no ExportMetricsServiceRequest"
+        ) from None
+
+
+def _parsed(serialized: bytes, wanted: frozenset[str]) -> ExportMetricsServiceRequest:
     names = {name.encode(errors="surrogatepass") for name in wanted}
     request = ExportMetricsServiceRequest()
     for enveloped in _Request.FromString(serialized).resource_metrics:

@@ -1,4 +1,4 @@
-"""What keeps the bridge from starting."""
+"""What keeps the bridge from starting, and why an export is refused as a whole."""
 
 
 class ConfigError(Exception):
@@ -7,3 +7,23 @@ class ConfigError(Exception):
 
 class ListenError(Exception):
     """An address that cannot be listened on; the message names it."""
+
+
+class ExportRefused(Exception):
+    """Base of what is wrong with a whole export. The store's own errors are a StoreError."""
+
+
+class Undecodable(ExportRefused):
+    """Bytes that are no request: no second attempt could succeed."""
+
+
+class TooLarge(ExportRefused):
+    """A request over the limit; the message names its size and the limit."""
+
+
+class Unauthenticated(ExportRefused):
+    """A bearer token is missing or not known."""
+
+
+class Overloaded(ExportRefused):
+    """More than the bridge can hold at once. The same export may succeed later."""

@@ -11,26 +11,18 @@ from numpy.typing import NDArray
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import KeyValue
 from opentelemetry.proto.metrics.v1.metrics_pb2 import (
+    AGGREGATION_TEMPORALITY_DELTA,
     AGGREGATION_TEMPORALITY_UNSPECIFIED,
     Metric,
-    NumberDataPoint,
 )
 
 from icos_fl_otlp_bridge.config import BridgeConfig, Combine, Source, Term
+from icos_fl_otlp_bridge.measures import measured
+from icos_fl_otlp_bridge.rates import CounterPoint, Counting, Rates
+from icos_fl_otlp_bridge.reasons import Reason
 
 NO_RECORDED_VALUE: Final = 1
 TIME_NS_MAX: Final = 2**63 - 1
-
-# Reason codes of rejected points; they are told to exporters and stay as they are.
-NO_NODE = "no_node"
-INVALID_TIME = "invalid_time"
-NO_VALUE = "no_value"
-NON_FINITE = "non_finite"
-UNSUPPORTED_TYPE = "unsupported_type"
-UNSPECIFIED_TEMPORALITY = "unspecified_temporality"
-INVALID_NODE = "invalid_node"
-TOO_OLD = "too_old"
-INCOMPLETE = "incomplete"
 
 SeriesKey = tuple[Any, ...]
 Wanted = tuple[int, ...]
@@ -54,17 +46,23 @@ class Converted:
     """What a request holds for this bridge."""
 
     rows: dict[str, NodeRows] = field(default_factory=dict)
-    rejected: Counter[str] = field(default_factory=Counter)
-    """Points by reason code."""
+    rejected: Counter[Reason] = field(default_factory=Counter)
+    """Points by Reason."""
+    without_rate: int = 0
+    """Points that a rate is asked of, and that are the first of their series: no row, no fault."""
     unmatched_resources: int = 0
     """Resources that the configuration leaves to others."""
 
 
 class Converter:
-    """Turns requests into rows as the configuration says. Has no state: any thread may call."""
+    """Turns requests into rows as the configuration says. Any thread may call.
 
-    def __init__(self, config: BridgeConfig) -> None:
+    Its only state are *rates*: a counter's rate needs the point before it.
+    """
+
+    def __init__(self, config: BridgeConfig, rates: Rates | None = None) -> None:
         self._config = config
+        self._rates = rates or Rates()
         self.columns = tuple(config.columns)
         self.units = {name: column.unit for name, column in config.columns.items()}
         numbers: dict[Term, int] = {}
@@ -101,9 +99,10 @@ class Converter:
                         self._collect(metric, terms, series, cells[str(node)], converted.rejected)
                     else:
                         points = sum(1 for _ in terms.points_of(metric))
-                        converted.rejected[NO_NODE] += points
+                        converted.rejected[Reason.NO_NODE] += points
         for node, of_node in cells.items():
-            if not of_node.points:
+            converted.without_rate += self._put_rates(node, of_node)
+            if not of_node.by_term:
                 continue
             rows = self._rows(of_node, converted.rejected)
             if len(rows.times_ns_t):
@@ -117,24 +116,79 @@ class Converter:
         terms: "_Terms",
         series: SeriesKey,
         cells: "_Cells",
-        rejected: Counter[str],
+        rejected: Counter[Reason],
     ) -> None:
         """Put the metric's good points into *cells*, and count the others in *rejected*."""
-        fault = _fault(metric)
-        interval = self._config.interval_ns
+        kind = metric.WhichOneof("data") or ""
         for point, wanted, attributes in terms.points_of(metric):
-            value, problem = (0.0, fault) if fault else _value(point)
+            if not 0 < point.time_unix_nano <= TIME_NS_MAX:
+                rejected[Reason.INVALID_TIME] += 1
+                continue
+            key = (*series, _key(attributes)) if attributes else series
+            problem = self._take(metric, kind, point, terms, wanted, key, cells)
             if problem:
                 rejected[problem] += 1
-                continue
-            # The first interval of time would be a row at 0, which no window takes.
-            row = point.time_unix_nano // interval * interval or 1
-            key = (*series, _key(attributes)) if attributes else series
-            cells.put(wanted, row, key, point.time_unix_nano, value)
 
-    def _rows(self, cells: "_Cells", rejected: Counter[str]) -> NodeRows:
+    def _take(
+        self,
+        metric: Metric,
+        kind: str,
+        point: Any,
+        terms: "_Terms",
+        wanted: Wanted,
+        series: SeriesKey,
+        cells: "_Cells",
+    ) -> Reason | None:
+        """Put what each of the *wanted* terms takes of the point; why, if none takes anything."""
+        problems: list[Reason] = []
+        plain: Wanted = ()
+        rated = []
+        row, counting = self._row(point.time_unix_nano), _counting(metric, kind)
+        unspecified = _temporality(metric, kind) == AGGREGATION_TEMPORALITY_UNSPECIFIED
+        for number in wanted:
+            term = terms.by_number[number]
+            value, problem = measured(kind, point, term.take, term.quantile)
+            if term.rate and counting is None:
+                problem = Reason.UNSUPPORTED_TYPE
+            elif problem is not Reason.UNSUPPORTED_TYPE and unspecified:
+                problem = Reason.UNSPECIFIED_TEMPORALITY
+            if problem:
+                problems.append(problem)
+            elif value is not None and term.rate:
+                rated.append(((number, metric.name, term.take, series, counting), value))
+            elif value is not None:
+                plain += (number,)
+                cells.put(number, row, series, point.time_unix_nano, value)
+        if plain:
+            cells.points[plain][row] += 1
+        for place, (counter, value) in enumerate(rated):
+            of = (point.time_unix_nano, point.start_time_unix_nano, value)
+            # A point counts once, whatever is made of it.
+            cells.counters[counter].append((of, not plain and place == 0))
+        return problems[0] if len(problems) == len(wanted) else None
+
+    def _put_rates(self, node: str, cells: "_Cells") -> int:
+        """Turn the counters' points into cells; return how many of the points have no rate."""
+        without = 0
+        for (number, metric, take, series, counting), points in cells.counters.items():
+            key = (node, metric, take, series)
+            rates = self._rates.of(key, counting, [point for point, _ in points])
+            for time, rate in rates.items():
+                if math.isfinite(rate):
+                    cells.put(number, self._row(time), series, time, rate)
+            for (time, _, _), counts in points:
+                has_rate = math.isfinite(rates.get(time, math.inf))
+                without += counts and not has_rate
+                cells.points[number,][self._row(time)] += counts and has_rate
+        return without
+
+    def _row(self, time_ns: int) -> int:
+        # The first interval of time would be a row at 0, which no window takes.
+        return time_ns // self._config.interval_ns * self._config.interval_ns or 1
+
+    def _rows(self, cells: "_Cells", rejected: Counter[Reason]) -> NodeRows:
         """Rows that have a value; points of the others are counted in *rejected*."""
-        times = np.array(sorted(set().union(*cells.points.values())), np.int64)
+        times = np.array(sorted(set().union(*cells.by_term.values())), np.int64)
         index = {time: position for position, time in enumerate(times.tolist())}
         values = np.full((len(times), len(self.columns)), np.nan)
         overflowed = np.zeros(values.shape, bool)
@@ -147,15 +201,16 @@ class Converter:
                     values[empty, place] = filled[empty]
         there = ~np.isnan(values)
         kept = np.zeros(len(times), np.int64)
-        for wanted, by_row in cells.points.items():
+        for wanted, counted in cells.points.items():
             counts = np.zeros(len(times), np.int64)
+            by_row = +counted
             counts[[index[row] for row in by_row]] = list(by_row.values())
             of = [any(s.takes(wanted) for s in sources) for sources in self._columns]
             stored = there[:, of].any(axis=1)
             too_large = ~stored & overflowed[:, of].any(axis=1)
             kept += np.where(stored, counts, 0)
-            rejected[NON_FINITE] += int(counts[too_large].sum())
-            rejected[INCOMPLETE] += int(counts[~stored & ~too_large].sum())
+            rejected[Reason.NON_FINITE] += int(counts[too_large].sum())
+            rejected[Reason.INCOMPLETE] += int(counts[~stored & ~too_large].sum())
         rows, reported = there.any(axis=1), there.any(axis=0)
         columns = tuple(n for n, has in zip(self.columns, reported, strict=True) if has)
         return NodeRows(columns, times[rows], values[rows][:, reported], kept[rows])
@@ -169,16 +224,16 @@ class _Terms:
     """The terms of one metric, and which points they take."""
 
     def __init__(self) -> None:
-        self._all: tuple[tuple[int, Term], ...] = ()
+        self.by_number: dict[int, Term] = {}
         self._numbers: Wanted = ()
         self._filtered = False
 
     def add(self, number: int, term: Term) -> None:
-        self._all += ((number, term),)
+        self.by_number[number] = term
         self._numbers += (number,)
         self._filtered |= bool(term.where)
 
-    def points_of(self, metric: Metric) -> Iterator[tuple[NumberDataPoint, Wanted, dict[str, Any]]]:
+    def points_of(self, metric: Metric) -> Iterator[tuple[Any, Wanted, dict[str, Any]]]:
         """The points that some term takes, with those terms and the point's attributes.
 
         A point with the no-recorded-value flag says that there is nothing: it is left out.
@@ -193,7 +248,7 @@ class _Terms:
     def _wanted(self, attributes: dict[str, Any]) -> Wanted:
         return tuple(
             number
-            for number, term in self._all
+            for number, term in self.by_number.items()
             if all(predicate.accepts(attributes) for predicate in term.where)
         )
 
@@ -205,13 +260,13 @@ class _Cells:
         self.points: dict[Wanted, Counter[int]] = defaultdict(Counter)
         """How many points each row has, by the terms that they are for."""
         self.by_term: dict[int, dict[int, dict[SeriesKey, tuple[int, float]]]] = defaultdict(dict)
+        self.counters: dict[Any, list[tuple[CounterPoint, bool]]] = defaultdict(list)
+        """Points that a rate is asked of, by term and series, and whether each counts as one."""
 
-    def put(self, wanted: Wanted, row: int, series: SeriesKey, time_ns: int, value: float) -> None:
-        self.points[wanted][row] += 1
-        for term in wanted:
-            cell = self.by_term[term].setdefault(row, {})
-            if series not in cell or cell[series][0] <= time_ns:
-                cell[series] = (time_ns, value)
+    def put(self, number: int, row: int, series: SeriesKey, time_ns: int, value: float) -> None:
+        cell = self.by_term[number].setdefault(row, {})
+        if series not in cell or cell[series][0] <= time_ns:
+            cell[series] = (time_ns, value)
 
 
 @dataclass(frozen=True)
@@ -266,26 +321,20 @@ def _sum(values: list[float]) -> float:
         return math.inf
 
 
-def _fault(metric: Metric) -> str:
-    """Why no point of the metric can be taken, if so."""
-    kind = metric.WhichOneof("data")
-    if kind not in ("gauge", "sum"):
-        return UNSUPPORTED_TYPE
-    temporality = metric.sum.aggregation_temporality
-    if kind == "sum" and temporality == AGGREGATION_TEMPORALITY_UNSPECIFIED:
-        return UNSPECIFIED_TEMPORALITY
-    return ""
+def _temporality(metric: Metric, kind: str) -> int | None:
+    """What the metric says of it; None of a type that has none."""
+    if kind in ("sum", "histogram", "exponential_histogram"):
+        return int(getattr(metric, kind).aggregation_temporality)
+    return None
 
 
-def _value(point: NumberDataPoint) -> tuple[float, str]:
-    """The point's value, or why it has none."""
-    if not 0 < point.time_unix_nano <= TIME_NS_MAX:
-        return 0.0, INVALID_TIME
-    kind = point.WhichOneof("value")
-    if kind is None:
-        return 0.0, NO_VALUE
-    value = float(getattr(point, kind))
-    return (value, "") if math.isfinite(value) else (0.0, NON_FINITE)
+def _counting(metric: Metric, kind: str) -> Counting | None:
+    """How the metric's points count; None of what does not count. A summary always adds up."""
+    if _temporality(metric, kind) == AGGREGATION_TEMPORALITY_DELTA:
+        return Counting.DELTA
+    if kind == "sum" and not metric.sum.is_monotonic:
+        return Counting.CUMULATIVE_UP_AND_DOWN
+    return None if kind == "gauge" else Counting.CUMULATIVE
 
 
 def _plain(attributes: Iterator[KeyValue] | Any) -> dict[str, Any]:

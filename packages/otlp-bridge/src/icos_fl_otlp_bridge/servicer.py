@@ -1,131 +1,100 @@
-"""One RPC: convert, store, answer; and the one place where an error becomes a status."""
+"""OTLP/gRPC: decode, call, encode; errors become statuses in status.py."""
 
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any, Final
 
 import grpc
-import structlog
-from google.protobuf.duration_pb2 import Duration
-from google.protobuf.message import DecodeError
-from google.rpc import code_pb2, error_details_pb2, status_pb2  # type: ignore[import-untyped]
+from google.rpc import code_pb2  # type: ignore[import-untyped]
 from grpc_status import rpc_status
-from icos_fl_timeseries_store import InvalidRows, Store, StoreError, Window
 from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
-    ExportMetricsServiceRequest,
     ExportMetricsServiceResponse,
 )
 
-from icos_fl_otlp_bridge import envelope, rows
-from icos_fl_otlp_bridge.config import BridgeConfig
+from icos_fl_otlp_bridge import envelope, metrics
+from icos_fl_otlp_bridge.inflate import gunzip
+from icos_fl_otlp_bridge.receiver import Receiver
+from icos_fl_otlp_bridge.status import status_of
 
-RETRY_SECONDS = 5
-NODE_LOG_CHARACTERS = 200
 SERVICE: str = metrics_service_pb2.DESCRIPTOR.services_by_name["MetricsService"].full_name
-
-log = structlog.get_logger()
-
-
-class Bridge:
-    """Stores what a request holds for the configured columns."""
-
-    def __init__(self, config: BridgeConfig, store: Store) -> None:
-        self._config = config
-        self._store = store
-        self._converter = rows.Converter(config)
-        self._windows: dict[str, Window] = {}
-
-    def export(self, request: ExportMetricsServiceRequest) -> Counter[str]:
-        """Store the request's rows; return the rejected points by reason.
-
-        Raises StoreUnavailable; the same request may then be sent again, whatever of it was stored.
-        """
-        converted = self._converter.convert(request)
-        rejected = converted.rejected
-        if converted.unmatched_resources:
-            log.debug("resources for others", count=converted.unmatched_resources)
-        for node, node_rows in converted.rows.items():
-            try:
-                appended = self._window(node).append(
-                    node_rows.columns,
-                    node_rows.times_ns_t,
-                    node_rows.values_tf,
-                    {name: self._converter.units[name] for name in node_rows.columns},
-                )
-            except InvalidRows as error:
-                log.warning("rows refused", node=node[:NODE_LOG_CHARACTERS], error=str(error)[:500])
-                rejected[rows.INVALID_NODE] += int(node_rows.points_t.sum())
-                continue
-            if appended.too_old:
-                rejected[rows.TOO_OLD] += int(node_rows.points_t[: appended.too_old].sum())
-        return +rejected
-
-    def _window(self, node: str) -> Window:
-        if node not in self._windows:
-            self._windows[node] = self._store.create_window(node, self._config.window_rows)
-        return self._windows[node]
+TRANSPORT: Final = "grpc"
+_METHOD: Final = f"/{SERVICE}/Export"
+# No protobuf message begins so: field 3 has no wire type 7.
+_GZIP: Final = b"\x1f\x8b"
+_NONE_AND_GZIP: Final = 0b101
 
 
-class MetricsServicer:
-    """OTLP's MetricsService over the Bridge that *bridge* gives; it may raise StoreUnavailable.
+def server_options(max_message_bytes: int) -> list[tuple[str, int]]:
+    """What the server needs so that a request arrives here as it was sent.
 
-    Of a request, only the *metrics* are parsed.
+    gRPC would inflate a message in full before it looks at its size, and parse all of it, and call
+    INTERNAL what it cannot. So messages come as compressed bytes.
+    """
+    return [
+        ("grpc.max_receive_message_length", max_message_bytes),
+        ("grpc.per_message_decompression", 0),
+        ("grpc.compression_enabled_algorithms_bitset", _NONE_AND_GZIP),
+        ("grpc.so_reuseport", 0),  # else a second server would share the port unnoticed
+        # A peer that is gone without a word must not keep a worker waiting for its message.
+        ("grpc.keepalive_time_ms", 30_000),
+        ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+    ]
+
+
+class MetricsServicer(grpc.GenericRpcHandler):
+    """OTLP's MetricsService over *receiver*.
+
+    Who may not export, or not now, is told so before the message is read. gRPC's own limit on calls
+    would say RESOURCE_EXHAUSTED without a delay, and the exporter would drop the batch.
     """
 
-    def __init__(self, bridge: Callable[[], Bridge], metrics: frozenset[str]) -> None:
-        self._bridge = bridge
-        self._metrics = metrics
+    def __init__(self, receiver: Receiver) -> None:
+        self._receiver = receiver
 
-    def add_to(self, server: grpc.Server) -> None:
-        """Serve on *server*.
+        def export(serialized: bytes, context: grpc.ServicerContext) -> Any:
+            return self._answer(context, lambda: self._export(serialized))
 
-        Requests come as bytes: gRPC would parse all of it, and call what it cannot INTERNAL.
-        """
-        method: grpc.RpcMethodHandler[bytes, ExportMetricsServiceResponse]
-        method = grpc.unary_unary_rpc_method_handler(
-            self.export, response_serializer=ExportMetricsServiceResponse.SerializeToString
-        )
-        server.add_generic_rpc_handlers(
-            [grpc.method_handlers_generic_handler(SERVICE, {"Export": method})]
+        # Exports wait for each other, but health does not wait for exports.
+        export.experimental_thread_pool = receiver.exports  # type: ignore[attr-defined]
+        self._handler: Any = grpc.unary_unary_rpc_method_handler(
+            export, response_serializer=ExportMetricsServiceResponse.SerializeToString
         )
 
-    def export(
-        self, serialized: bytes, context: grpc.ServicerContext
-    ) -> ExportMetricsServiceResponse:
-        """Answer one export."""
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
+        if handler_call_details.method != _METHOD:
+            return None
+        metadata = dict(handler_call_details.invocation_metadata or ())
+        authorization = metadata.get("authorization")
         try:
-            request = envelope.parse(serialized, self._metrics)
-            rejected = self._bridge().export(request)
-        except DecodeError:
-            context.abort_with_status(rpc_status.to_status(_undecodable(len(serialized))))
-            raise
-        except StoreError as error:
-            log.warning("export refused for now", error=str(error))
-            context.abort_with_status(rpc_status.to_status(_unavailable(str(error))))
-            raise
-        response = ExportMetricsServiceResponse()
-        if rejected:
-            log.warning("points rejected", **rejected)
-            response.partial_success.rejected_data_points = rejected.total()
-            response.partial_success.error_message = "rejected data points: " + ", ".join(
-                f"{reason}: {count}" for reason, count in sorted(rejected.items())
-            )
-        return response
+            self._receiver.admit(None if authorization is None else str(authorization))
+        except Exception as error:
+            return self._refusing(error)
+        return self._handler
 
+    def _refusing(self, error: Exception) -> Any:
+        """A handler that tells *error*. As one of a stream it does not wait for the message."""
 
-def _undecodable(size_bytes: int) -> status_pb2.Status:
-    """INVALID_ARGUMENT with BadRequest: no second attempt could succeed."""
-    problem = f"the request's {size_bytes} bytes are no ExportMetricsServiceRequest"
-    status = status_pb2.Status(code=code_pb2.INVALID_ARGUMENT, message=problem)
-    bad = error_details_pb2.BadRequest()
-    bad.field_violations.add(description=problem)
-    status.details.add().Pack(bad)
-    return status
+        def refuse(_: Iterator[bytes], context: grpc.ServicerContext) -> Any:
+            def fail() -> ExportMetricsServiceResponse:
+                raise error
 
+            return self._answer(context, fail)
 
-def _unavailable(message: str) -> status_pb2.Status:
-    """UNAVAILABLE with RetryInfo: the exporter keeps its batch and sends it again."""
-    status = status_pb2.Status(code=code_pb2.UNAVAILABLE, message=message)
-    retry = error_details_pb2.RetryInfo(retry_delay=Duration(seconds=RETRY_SECONDS))
-    status.details.add().Pack(retry)
-    return status
+        return grpc.stream_unary_rpc_method_handler(refuse)
+
+    def _export(self, serialized: bytes) -> ExportMetricsServiceResponse:
+        if serialized.startswith(_GZIP):
+            serialized = gunzip(serialized, self._receiver.max_message_bytes)
+        return self._receiver.export(serialized, envelope.parse, TRANSPORT)
+
+    def _answer(
+        self, context: grpc.ServicerContext, export: Callable[[], ExportMetricsServiceResponse]
+    ) -> ExportMetricsServiceResponse:
+        try:
+            return export()
+        except Exception as error:  # gRPC would say UNKNOWN
+            status = status_of(error)
+        metrics.EXPORTS_REFUSED.labels(TRANSPORT, code_pb2.Code.Name(status.code)).inc()
+        context.abort_with_status(rpc_status.to_status(status))
+        raise AssertionError("unreachable: abort raises")

@@ -1,11 +1,32 @@
 """Settings of the bridge, from the environment."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 from icos_fl_timeseries_store import StoreSettings
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class TlsSettings(BaseModel):
+    """Files of PEM; they are read again at SIGHUP. Neither certificate nor key: no TLS."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    certificate: Path | None = None
+    """The server's certificate, with its chain."""
+    key: Path | None = None
+    """Its private key, not encrypted."""
+    client_ca: Path | None = None
+    """With it, every client must show a certificate that this authority has signed."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if (self.certificate is None) != (self.key is None):
+            raise ValueError("CERTIFICATE and KEY need each other")
+        if self.client_ca is not None and self.certificate is None:
+            raise ValueError("CLIENT_CA needs CERTIFICATE and KEY")
+        return self
 
 
 class BridgeSettings(BaseSettings):
@@ -17,6 +38,13 @@ class BridgeSettings(BaseSettings):
 
     listen_address: str = Field(default="127.0.0.1:4317", pattern=r"^\S+:\d{1,5}$")
     """host:port to serve OTLP/gRPC on; port 0 takes a free one."""
+    http_listen_address: str = Field(default="", pattern=r"^(\S+:\d{1,5})?$")
+    """host:port to serve OTLP/HTTP on, usually with port 4318; empty: not at all."""
+    tls: TlsSettings = TlsSettings()
+    """For both transports."""
+    tokens: Path | None = None
+    """A file of bearer tokens, one a line, of which an exporter needs one; it is read again at
+    SIGHUP."""
     config: Path | None = None
     """The configuration file; the packaged one without it."""
     store: StoreSettings = StoreSettings()

@@ -1,0 +1,76 @@
+"""uvicorn in a thread, on a socket that is bound beforehand."""
+
+import asyncio
+import socket
+import ssl
+import threading
+from collections.abc import Callable
+
+import uvicorn
+
+from icos_fl_otlp_bridge.errors import ListenError
+from icos_fl_otlp_bridge.http_app import MetricsApp
+
+
+class HttpServer:
+    """Serves *app* on *listen_address*; with a *tls* that gives one, by the newest context."""
+
+    def __init__(
+        self, app: MetricsApp, listen_address: str, tls: Callable[[], ssl.SSLContext] | None
+    ) -> None:
+        host, _, port = listen_address.rpartition(":")
+        host = host.strip("[]")
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        try:
+            self._socket = socket.create_server((host, int(port)), family=family)
+        except (OSError, OverflowError) as error:
+            raise ListenError(f"cannot listen on {listen_address}: {error}") from None
+        self.port: int = self._socket.getsockname()[1]
+        config = uvicorn.Config(
+            app,
+            loop="asyncio",
+            http="h11",
+            ws="none",
+            lifespan="off",
+            interface="asgi3",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            ssl_context_factory=None if tls is None else lambda *_: _following(tls),
+        )
+        self._uvicorn = uvicorn.Server(config)
+        self._thread = threading.Thread(target=self._serve, name="http", daemon=True)
+
+    def start(self) -> None:
+        """Serve from now on."""
+        self._thread.start()
+
+    def end(self, grace_seconds: float) -> None:
+        """Take no more; exports in hand go on for *grace_seconds*. Returns at once."""
+        self._uvicorn.config.timeout_graceful_shutdown = max(1, round(grace_seconds))
+        self._uvicorn.should_exit = True
+        if self._thread.ident is None:
+            self._socket.close()
+
+    def wait(self, timeout_seconds: float) -> None:
+        """Returns when it has ended."""
+        if self._thread.ident is not None:
+            self._thread.join(timeout_seconds)
+
+    def _serve(self) -> None:
+        asyncio.run(self._uvicorn.serve(sockets=[self._socket]))
+
+
+def _following(newest: Callable[[], ssl.SSLContext]) -> ssl.SSLContext:
+    """A context whose handshakes take certificate and authority from the *newest* one."""
+    context = newest()
+
+    def choose(connection: ssl.SSLObject, *_: object) -> None:
+        connection.context = newest()
+
+    first = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    first.minimum_version = context.minimum_version
+    first.verify_mode = context.verify_mode
+    first.sni_callback = choose
+    return first
