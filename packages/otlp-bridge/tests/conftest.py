@@ -1,5 +1,10 @@
 """A real bridge on a MemoryStore, and requests as exporters send them."""
 
+import gzip
+import http.client
+import json
+import ssl
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,12 +12,19 @@ from typing import Any
 
 import grpc
 import pytest
+from google.protobuf import json_format
+from google.rpc import status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from hypothesis import settings
 from icos_fl_otlp_bridge import BridgeConfig, Server, default_config, load_config
 from icos_fl_timeseries_store import MemoryStore, StoreUnavailable
 from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2 as pb
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2_grpc import MetricsServiceStub
 from opentelemetry.proto.metrics.v1.metrics_pb2 import Metric, NumberDataPoint
+
+# How long an example takes says how busy the machine is.
+settings.register_profile("bridge", deadline=None)
+settings.load_profile("bridge")
 
 SECOND = 1_000_000_000
 START = 1_699_999_998 * SECOND  # a multiple of the default interval
@@ -68,8 +80,9 @@ class Export:
         self._metrics.add(name=name).gauge.data_points.extend(map(_point, points))
         return self
 
-    def sum(self, name: str, temporality: int, *points: Any) -> "Export":
+    def sum(self, name: str, temporality: int, *points: Any, monotonic: bool = False) -> "Export":
         metric = self._metrics.add(name=name)
+        metric.sum.is_monotonic = monotonic
         metric.sum.aggregation_temporality = temporality  # type: ignore[assignment]
         metric.sum.data_points.extend(map(_point, points))
         return self
@@ -94,6 +107,36 @@ def _set(attributes: Any, values: dict[str, Any]) -> None:
     kinds = {str: "string_value", int: "int_value", float: "double_value", bool: "bool_value"}
     for key, value in values.items():
         setattr(attributes.add(key=key).value, kinds[type(value)], value)
+
+
+PROTOBUF, JSON = "application/x-protobuf", "application/json"
+
+
+@dataclass
+class Answer:
+    """What an HTTP server said."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    def message(self, kind: Any) -> Any:
+        """The body as a message of *kind*, by its own content type."""
+        if self.headers["content-type"] == JSON:
+            return json_format.Parse(self.body, kind())
+        assert self.headers["content-type"] == PROTOBUF
+        return kind.FromString(self.body)
+
+    @property
+    def response(self) -> pb.ExportMetricsServiceResponse:
+        assert self.status == 200, self.body
+        found: pb.ExportMetricsServiceResponse = self.message(pb.ExportMetricsServiceResponse)
+        return found
+
+    @property
+    def refusal(self) -> status_pb2.Status:
+        assert self.status >= 400
+        return self.message(status_pb2.Status)
 
 
 @dataclass
@@ -121,6 +164,41 @@ class Running:
             self.export(export, **call)
         return caught.value
 
+    def request(
+        self,
+        body: Any,
+        content_type: str = PROTOBUF,
+        path: str = "/v1/metrics",
+        method: str = "POST",
+        tls: ssl.SSLContext | None = None,
+        **headers: str,
+    ) -> Answer:
+        """One HTTP request on a connection of its own; headers with _ for -."""
+        assert self.server.http_port is not None
+        place = ("localhost", self.server.http_port)
+        connection = (
+            http.client.HTTPSConnection(*place, timeout=60, context=tls)
+            if tls
+            else http.client.HTTPConnection("127.0.0.1", place[1], timeout=60)
+        )
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        try:
+            connection.request(method, path, body, {"content-type": content_type, **named})
+            answer = connection.getresponse()
+            found = {name.lower(): value for name, value in answer.getheaders()}
+            return Answer(answer.status, found, answer.read())
+        finally:
+            connection.close()
+
+    def post(self, export: Export, content_type: str = PROTOBUF, **headers: str) -> Answer:
+        """An export over HTTP, compressed if a content_encoding says so."""
+        body = export.request.SerializeToString()
+        if content_type == JSON:
+            body = otlp_json(export.request)
+        if headers.get("content_encoding") == "gzip":
+            body = gzip.compress(body)
+        return self.request(body, content_type, **headers)
+
     def rows(self, node: str = "a") -> dict[float, dict[str, float]]:
         """Values by seconds after START and column; without those that are not there."""
         rows = self.store.window(node).read()
@@ -144,6 +222,25 @@ class Running:
             if answer.status == wanted:
                 watch.cancel()
                 return
+
+
+def otlp_json(request: pb.ExportMetricsServiceRequest) -> bytes:
+    """As OTLP writes it: enums as integers."""
+    document = json_format.MessageToDict(request, use_integers_for_enums=True)
+    return json.dumps(document).encode()
+
+
+def until(condition: Callable[[], bool], timeout_seconds: float = 20) -> None:
+    """Returns when *condition* holds."""
+    deadline = time.monotonic() + timeout_seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {timeout_seconds} s"
+        time.sleep(0.001)
+
+
+@pytest.fixture(name="until")
+def _until() -> Callable[..., None]:
+    return until
 
 
 @pytest.fixture
@@ -175,7 +272,13 @@ def run(store: SwitchableStore) -> Iterator[Callable[..., Running]]:
 
     def start(config: BridgeConfig | None = None, ready: bool = True, **settings: Any) -> Running:
         connect = settings.pop("connect", lambda: store)
-        server = Server(config or default_config(), connect, "127.0.0.1:0", **settings)
+        server = Server(
+            config or default_config(),
+            connect,
+            "127.0.0.1:0",
+            http_listen_address="127.0.0.1:0",
+            **settings,
+        )
         server.start()
         running = Running(server, store)
         started.append(running)

@@ -1,5 +1,6 @@
 """The command as a process: how it starts, refuses and ends."""
 
+import json
 import os
 import signal
 import socket
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import grpc
+import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 
@@ -84,4 +86,52 @@ def test_it_serves_without_a_store_says_so_and_ends_at_sigterm():
         process.send_signal(signal.SIGTERM)
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 0
+    assert "Traceback" not in errors
+
+
+def wait_for_line(process: subprocess.Popen[str], event: str) -> dict[str, object]:
+    """The next line of the log with that event."""
+    assert process.stderr is not None
+    for line in process.stderr:
+        said: dict[str, object] = json.loads(line)
+        if said["event"] == event:
+            return said
+    raise AssertionError(f"the bridge ended and never said {event!r}")
+
+
+COLUMNS = "columns:\n  a: {sources: [{terms: [{metric: m}]}]}\n"
+
+
+def test_sighup_takes_a_new_configuration_over_and_refuses_a_bad_one(tmp_path: Path):
+    config, tokens = tmp_path / "bridge.yaml", tmp_path / "tokens"
+    config.write_text(COLUMNS)
+    tokens.write_text("a-token-of-some-length\n")
+    with command(CONFIG=str(config), TOKENS=str(tokens), LISTEN_ADDRESS="127.0.0.1:0") as process:
+        port = wait_for_line(process, "bridge serves")["port"]
+        config.write_text(COLUMNS + "  b: {sources: [{terms: [{metric: n}]}]}\n")
+        process.send_signal(signal.SIGHUP)
+        taken = wait_for_line(process, "new configuration taken over")
+        assert taken["columns"] == ["a", "b"]
+        tokens.write_text("short\n")
+        process.send_signal(signal.SIGHUP)
+        refused = wait_for_line(process, "new configuration refused, the old one goes on")
+        assert str(refused["reason"]).startswith(f"{tokens}, line 1: a token of 5 characters")
+        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+            export = channel.unary_unary(
+                "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export"
+            )
+            metadata = (("authorization", "Bearer a-token-of-some-length"),)
+            with pytest.raises(grpc.RpcError) as no_store:  # and not UNAUTHENTICATED
+                export(b"", timeout=20, metadata=metadata)
+            assert no_store.value.code() == grpc.StatusCode.UNAVAILABLE
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=60)
+    assert process.returncode == 0
+
+
+def test_a_certificate_without_its_key_is_one_line(tmp_path: Path):
+    with command(TLS__CERTIFICATE=str(tmp_path / "server.pem")) as process:
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "CERTIFICATE and KEY need each other" in errors
     assert "Traceback" not in errors

@@ -98,6 +98,11 @@ def test_case_14_a_file_that_asks_for_yaml_1_1_is_refused(config):
         (COLUMN.replace("unit: W", "unit: 1"), "line 2: columns.a.unit: Input should be a valid"),
         (COLUMN.replace("}]}", "}], divide_by: 0}"), "divide_by is 0"),
         (COLUMN.replace("}]}", "}], divide_by: .nan}"), "divide_by: Input should be a finite"),
+        (COLUMN.replace("m}", "m, rate: on}"), "rate: Input should be a valid boolean; read: 'on'"),
+        (COLUMN.replace("m}", "m, take: quantile}"), "need each other"),
+        (COLUMN.replace("m}", "m, quantile: 0.5}"), "need each other"),
+        (COLUMN.replace("m}", "m, take: quantile, quantile: 95}"), "less than or equal to 1"),
+        (COLUMN.replace("m}", "m, take: mean, rate: true}"), "a rate of a mean"),
         (COLUMN.replace("m}", "m, combine: avg}"), "combine: Input should be 'sum', 'mean'"),
     ],
 )

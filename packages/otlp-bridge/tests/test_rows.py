@@ -269,6 +269,65 @@ def test_sums_of_unspecified_temporality_are_rejected(convert, export):
     assert convert(batch) == ({}, {"unspecified_temporality": 2})
 
 
+def test_cpu_usage_from_seconds_that_the_cores_were_idle(convert, export):
+    points = [
+        (seconds, seconds * idle, {"cpu": f"cpu{core}", "state": "idle"})
+        for core, idle in enumerate([0.5, 0.75])
+        for seconds in (0, 3, 6)
+    ]
+    batch = export().sum("system.cpu.time", CUMULATIVE, *points, monotonic=True)
+    assert convert(batch) == ({3: {"cpu_usage": 37.5}, 6: {"cpu_usage": 37.5}}, {})
+
+
+RATE = "columns:\n  c: {sources: [{terms: [{metric: m, rate: true}]}]}\n"
+
+
+def test_a_rate_of_a_gauge_is_no_rate(convert, export):
+    assert convert(export().gauge("m", (0, 1), (3, 2)), RATE) == ({}, {"unsupported_type": 2})
+
+
+def test_a_point_that_only_begins_a_series_is_neither_stored_nor_rejected(config, export):
+    converted = Converter(config(RATE)).convert(export().sum("m", CUMULATIVE, (0, 1)).request)
+    assert (converted.rows, converted.rejected, converted.without_rate) == ({}, {}, 1)
+
+
+def test_a_gap_of_a_counter_is_no_point(convert, export):
+    batch = export().sum("m", CUMULATIVE, (0, 6), (3, 0, {}, {"flags": 1}), (6, 12))
+    assert convert(batch, RATE) == ({6: {"c": 1.0}}, {})
+
+
+def test_a_rate_and_the_number_itself_count_a_point_once(convert, export):
+    text = columns(c="{terms: [{metric: m, rate: true}]}", d="{terms: [{metric: m}]}")
+    converter = Converter(default_config())
+    assert not converter.convert(export().request).rows
+    batch = export().sum("m", CUMULATIVE, (0, 6), (3, 12))
+    assert convert(batch, text) == ({0: {"d": 6.0}, 3: {"c": 2.0, "d": 12.0}}, {})
+
+
+def test_histograms_and_summaries_fill_the_columns_that_ask_for_them(convert, export):
+    text = columns(
+        requests="{terms: [{metric: h, take: count, rate: true}]}",
+        mean="{terms: [{metric: h, take: mean}]}",
+        p50="{terms: [{metric: h, take: quantile, quantile: 0.5}]}",
+        total="{terms: [{metric: s, take: sum}]}",
+    )
+    histogram, summary = Metric(name="h"), Metric(name="s")
+    histogram.histogram.aggregation_temporality = DELTA
+    histogram.histogram.data_points.add(
+        time_unix_nano=START + 3 * SECOND,
+        start_time_unix_nano=START,
+        count=6,
+        sum=12,
+        bucket_counts=[6, 0],
+        explicit_bounds=[4.0],
+    )
+    summary.summary.data_points.add(time_unix_nano=START + 3 * SECOND, count=1, sum=7.5)
+    assert convert(export().metric(histogram).metric(summary), text) == (
+        {3: {"requests": 2.0, "mean": 2.0, "p50": 2.0, "total": 7.5}},
+        {},
+    )
+
+
 @pytest.mark.parametrize("kind", ["histogram", "exponential_histogram", "summary"])
 def test_kinds_that_no_column_can_hold_are_counted_if_a_column_names_them(convert, export, kind):
     ours, other = Metric(name=POWER), Metric(name="other")

@@ -1,5 +1,6 @@
 """The service over real gRPC: what an exporter is told, and what is stored by then."""
 
+import gzip
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -89,6 +90,37 @@ def test_a_wanted_metric_that_is_no_metric_is_invalid_argument_and_nothing_is_st
         bridge.channel.unary_unary(EXPORT)(b"\x0a" + bytes([len(resource)]) + resource, timeout=20)
     assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
     assert bridge.store.nodes() == []
+
+
+def test_deflate_is_refused(bridge, export):
+    large = export(filler="x" * 10_000).gauge(POWER, (0, 1))
+    error = bridge.refusal(large, compression=grpc.Compression.Deflate)
+    assert error.code() == grpc.StatusCode.UNIMPLEMENTED
+
+
+@pytest.mark.parametrize("broken", [b"\x1f\x8b\x08broken", gzip.compress(b"")[:-4]])
+def test_broken_gzip_is_invalid_argument(bridge, broken):
+    with pytest.raises(grpc.RpcError) as caught:
+        bridge.channel.unary_unary(EXPORT)(broken, timeout=20)
+    assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_a_first_point_without_a_rate_is_a_warning_that_rejects_nothing(run, config, export):
+    bridge = run(config("columns:\n  c: {sources: [{terms: [{metric: m, rate: true}]}]}\n"))
+    partial = bridge.export(export().sum("m", 2, (0, 1))).partial_success
+    assert partial.rejected_data_points == 0
+    assert partial.error_message == "first data points of their series, without a rate: 1"
+
+
+@pytest.mark.parametrize("fault", [ValueError("odd"), KeyError("x"), MemoryError()])
+def test_an_unexpected_error_is_unavailable_with_a_delay(bridge, export, store, fault):
+    def fail(*_: Any) -> Any:
+        raise fault
+
+    store.create_window = fail
+    error = bridge.refusal(export().gauge(POWER, (0, 1_000_000)))
+    assert error.code() == grpc.StatusCode.UNAVAILABLE
+    assert retry_seconds(error) > 0
 
 
 def test_a_store_that_does_not_answer_is_unavailable_with_a_delay(bridge, export, store):

@@ -38,7 +38,9 @@ class _Codec:
     encode: Callable[[Message], bytes]
 
 
-_PROTOBUF: Final = _Codec("application/x-protobuf", envelope.parse, Message.SerializeToString)
+_PROTOBUF: Final = _Codec(
+    "application/x-protobuf", envelope.parse, lambda message: message.SerializeToString()
+)
 _JSON: Final = _Codec(
     "application/json",
     json_request.parse,

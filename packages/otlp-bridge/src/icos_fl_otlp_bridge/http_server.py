@@ -34,6 +34,7 @@ class HttpServer:
             lifespan="off",
             interface="asgi3",
             log_config=None,
+            log_level="error",  # a stranger's broken HTTP is no event of ours
             access_log=False,
             server_header=False,
             proxy_headers=False,

@@ -35,12 +35,13 @@ class Exports(ThreadPoolExecutor):
     def __init__(self, workers: int, waiting_max: int) -> None:
         super().__init__(workers, thread_name_prefix="export")
         self._limit = workers + waiting_max
-        self._in_hand = 0
+        self.in_hand = 0
+        """Exports that wait or are worked on."""
         self._counting = threading.Lock()
 
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> "Future[T]":
         with self._counting:
-            self._in_hand += 1
+            self.in_hand += 1
         try:
             future = super().submit(fn, *args, **kwargs)
         except RuntimeError:  # shutting down
@@ -51,12 +52,12 @@ class Exports(ThreadPoolExecutor):
 
     def _ended(self, _: Any = None) -> None:
         with self._counting:
-            self._in_hand -= 1
+            self.in_hand -= 1
 
     def check(self) -> None:
         """Raises Overloaded if no more may wait."""
-        if self._in_hand >= self._limit:
-            raise Overloaded(f"{self._in_hand} exports are in hand, the limit is {self._limit}")
+        if self.in_hand >= self._limit:
+            raise Overloaded(f"{self.in_hand} exports are in hand, the limit is {self._limit}")
 
 
 class Receiver:

@@ -4,7 +4,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -119,20 +119,19 @@ class Converter:
         rejected: Counter[Reason],
     ) -> None:
         """Put the metric's good points into *cells*, and count the others in *rejected*."""
-        kind = metric.WhichOneof("data") or ""
+        shape = _Shape.of(metric)
         for point, wanted, attributes in terms.points_of(metric):
             if not 0 < point.time_unix_nano <= TIME_NS_MAX:
                 rejected[Reason.INVALID_TIME] += 1
                 continue
             key = (*series, _key(attributes)) if attributes else series
-            problem = self._take(metric, kind, point, terms, wanted, key, cells)
+            problem = self._take(shape, point, terms, wanted, key, cells)
             if problem:
                 rejected[problem] += 1
 
     def _take(
         self,
-        metric: Metric,
-        kind: str,
+        shape: "_Shape",
         point: Any,
         terms: "_Terms",
         wanted: Wanted,
@@ -143,19 +142,18 @@ class Converter:
         problems: list[Reason] = []
         plain: Wanted = ()
         rated = []
-        row, counting = self._row(point.time_unix_nano), _counting(metric, kind)
-        unspecified = _temporality(metric, kind) == AGGREGATION_TEMPORALITY_UNSPECIFIED
+        row = self._row(point.time_unix_nano)
         for number in wanted:
             term = terms.by_number[number]
-            value, problem = measured(kind, point, term.take, term.quantile)
-            if term.rate and counting is None:
+            value, problem = measured(shape.kind, point, term.take, term.quantile)
+            if term.rate and shape.counting is None:
                 problem = Reason.UNSUPPORTED_TYPE
-            elif problem is not Reason.UNSUPPORTED_TYPE and unspecified:
+            elif problem is not Reason.UNSUPPORTED_TYPE and shape.unspecified:
                 problem = Reason.UNSPECIFIED_TEMPORALITY
             if problem:
                 problems.append(problem)
             elif value is not None and term.rate:
-                rated.append(((number, metric.name, term.take, series, counting), value))
+                rated.append(((number, shape.name, term.take, series, shape.counting), value))
             elif value is not None:
                 plain += (number,)
                 cells.put(number, row, series, point.time_unix_nano, value)
@@ -321,20 +319,32 @@ def _sum(values: list[float]) -> float:
         return math.inf
 
 
-def _temporality(metric: Metric, kind: str) -> int | None:
-    """What the metric says of it; None of a type that has none."""
-    if kind in ("sum", "histogram", "exponential_histogram"):
-        return int(getattr(metric, kind).aggregation_temporality)
-    return None
+class _Shape(NamedTuple):
+    """What all points of a metric have in common."""
 
+    name: str
+    kind: str
+    """The field that holds them; empty if none does."""
+    unspecified: bool
+    """It should say a temporality, and does not."""
+    counting: Counting | None
+    """None of what does not count."""
 
-def _counting(metric: Metric, kind: str) -> Counting | None:
-    """How the metric's points count; None of what does not count. A summary always adds up."""
-    if _temporality(metric, kind) == AGGREGATION_TEMPORALITY_DELTA:
-        return Counting.DELTA
-    if kind == "sum" and not metric.sum.is_monotonic:
-        return Counting.CUMULATIVE_UP_AND_DOWN
-    return None if kind == "gauge" else Counting.CUMULATIVE
+    @classmethod
+    def of(cls, metric: Metric) -> "_Shape":
+        kind = metric.WhichOneof("data") or ""
+        counting: Counting | None = Counting.CUMULATIVE
+        temporality = None
+        if kind in ("sum", "histogram", "exponential_histogram"):  # a summary always adds up
+            temporality = getattr(metric, kind).aggregation_temporality
+        if kind == "gauge":
+            counting = None
+        elif temporality == AGGREGATION_TEMPORALITY_DELTA:
+            counting = Counting.DELTA
+        elif kind == "sum" and not metric.sum.is_monotonic:
+            counting = Counting.CUMULATIVE_UP_AND_DOWN
+        unspecified = temporality == AGGREGATION_TEMPORALITY_UNSPECIFIED
+        return cls(metric.name, kind, unspecified, counting)
 
 
 def _plain(attributes: Iterator[KeyValue] | Any) -> dict[str, Any]:
