@@ -37,7 +37,7 @@ def test_the_wanted_metrics_and_all_about_them_stay_as_they_were(resources):
     assert envelope.parse(request_of(resources).SerializeToString(), WANTED) == expected
 
 
-@pytest.mark.parametrize("serialized", [b"\xff\xff\xff", b"\x0a\x05ab"])
+@pytest.mark.parametrize("serialized", [b"\xff\xff\xff", b"\x0a\x05ab", b"\x0a\x03\x1a\x01\xfe"])
 def test_bytes_that_are_no_request_are_undecodable(serialized):
     with pytest.raises(Undecodable):
         envelope.parse(serialized, WANTED)

@@ -158,6 +158,20 @@ def test_series_of_two_resources_of_one_node_are_two(convert, export):
     assert convert(batch, columns(c="{terms: [{metric: m}]}"))[0] == {0: {"c": 3.0}}
 
 
+def test_series_of_two_scopes_are_two(convert, export):
+    batch = export().gauge("m", (0, 1.0))
+    scope = batch.request.resource_metrics[0].scope_metrics.add()
+    scope.scope.name = "another"
+    scope.metrics.append(batch.request.resource_metrics[0].scope_metrics[0].metrics[0])
+    assert convert(batch, columns(c="{terms: [{metric: m}]}"))[0] == {0: {"c": 2.0}}
+
+
+def test_a_gauge_ignores_its_start_time(convert, export):
+    later = {"start_time_unix_nano": START + 99 * SECOND}
+    batch = export().gauge(POWER, (0, 1_000_000, {}, later))
+    assert convert(batch) == ({0: {"power_consumption": 1.0}}, {})
+
+
 def test_factor_plus_and_scale_apply_in_the_documented_order(convert, export):
     text = columns(
         c="{terms: [{metric: m, factor: 2}, {metric: n, factor: -1}], plus: 1, "

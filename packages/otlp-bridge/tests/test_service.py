@@ -264,6 +264,16 @@ def test_a_node_that_the_store_refuses_is_counted_and_the_others_are_stored(brid
     assert bridge.rows() == {0: {"power_consumption": 1.0}}
 
 
+def test_nodes_beyond_the_limit_are_rejected_and_the_others_go_on(run, config, export):
+    bridge = run(config("nodes_max: 2\ncolumns:\n  c: {sources: [{terms: [{metric: m}]}]}\n"))
+    batch = export().gauge("m", (0, 1.0)).resource("b").gauge("m", (0, 1.0))
+    batch.resource("c").gauge("m", (0, 1.0), (3, 1.0))
+    partial = bridge.export(batch).partial_success
+    assert partial.error_message == "rejected data points: too_many_nodes: 2"
+    assert not bridge.export(export("b").gauge("m", (3, 1.0))).HasField("partial_success")
+    assert bridge.store.nodes() == ["a", "b"]
+
+
 def test_a_node_gets_no_column_that_it_never_reports(bridge, export):
     bridge.export(export().gauge(POWER, (0, 1_000_000)))
     window = bridge.store.window("a")
@@ -271,6 +281,19 @@ def test_a_node_gets_no_column_that_it_never_reports(bridge, export):
     bridge.export(export().gauge(TOTAL, (0, 2 << 20)).gauge(AVAILABLE, (0, 1 << 20)))
     assert window.info().columns == ("power_consumption", "memory_usage")
     assert window.info().units == ("W", "MiB")
+
+
+def test_health_and_reflection_take_gzip_too(bridge):
+    # The server does not inflate, and gRPC compresses no message that would grow.
+    service = "opentelemetry.proto.collector.metrics.v1.MetricsService"
+    gzipped = grpc.Compression.Gzip
+    check = health_pb2.HealthCheckRequest(service=service)
+    answer = bridge.health.Check(check, timeout=20, compression=gzipped)
+    assert answer.status == health_pb2.HealthCheckResponse.SERVING
+    stub = reflection_pb2_grpc.ServerReflectionStub(bridge.channel)
+    ask = reflection_pb2.ServerReflectionRequest(file_containing_symbol=service)
+    (found,) = stub.ServerReflectionInfo(iter([ask]), timeout=20, compression=gzipped)
+    assert found.HasField("file_descriptor_response")
 
 
 def test_reflection_lists_the_service(bridge):

@@ -54,6 +54,9 @@ class Bridge:
             log.debug("resources for others", count=converted.unmatched_resources)
         for node, node_rows in converted.rows.items():
             points = int(node_rows.points_t.sum())
+            if node not in self._windows and len(self._windows) >= self._config.nodes_max:
+                outcome.rejected[Reason.TOO_MANY_NODES] += points
+                continue
             try:
                 appended = self._window(node).append(
                     node_rows.columns,

@@ -26,6 +26,7 @@ from icos_fl_otlp_bridge.measures import Take
 
 ROWS_MAX = 10_000_000
 COLUMNS_MAX = 1_000
+NODES_MAX = 1_000_000
 NUMBER_CHARACTERS_MAX = 40
 READ_CHARACTERS_MAX = 100
 _KINDS = ("str", "int", "float", "bool", "null", "merge")
@@ -146,6 +147,8 @@ class BridgeConfig(_Model):
     """A row's time is its points' time rounded down to this."""
     window_rows: Whole = Field(default=300, ge=1, le=ROWS_MAX)
     """Rows that a node's window holds."""
+    nodes_max: Whole = Field(default=1_000, ge=1, le=NODES_MAX)
+    """Nodes whose points are taken."""
     columns: dict[Text, Column] = Field(
         default_factory=lambda: default_config().columns, min_length=1, max_length=COLUMNS_MAX
     )

@@ -67,7 +67,7 @@ def parse(serialized: bytes, wanted: frozenset[str]) -> ExportMetricsServiceRequ
     """
     try:
         return _parsed(serialized, wanted)
-    except DecodeError:
+    except (DecodeError, UnicodeDecodeError):  # the latter of a schema_url
         raise Undecodable(
             f"the request's {len(serialized)} bytes are no ExportMetricsServiceRequest"
         ) from None

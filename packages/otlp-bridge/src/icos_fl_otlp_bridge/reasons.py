@@ -8,6 +8,7 @@ class Reason(StrEnum):
 
     NO_NODE = "no_node"
     INVALID_NODE = "invalid_node"
+    TOO_MANY_NODES = "too_many_nodes"
     INVALID_TIME = "invalid_time"
     NO_VALUE = "no_value"
     NON_FINITE = "non_finite"
