@@ -12,6 +12,7 @@ from grpc_health.v1 import health_pb2
 from grpc_status import rpc_status
 from prometheus_client import REGISTRY
 
+EXPORT = "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export"
 POWER = "scaph_host_power_microwatts"
 
 
@@ -107,7 +108,7 @@ def test_a_call_that_gave_up_waiting_leaves_its_place(full, export, gate, until)
 def test_a_body_that_never_ends_gives_its_worker_back(run, export, monkeypatch):
     from icos_fl_otlp_bridge import http_app
 
-    monkeypatch.setattr(http_app, "BODY_SECONDS_MAX", 0.2)
+    monkeypatch.setattr(http_app, "REQUEST_SECONDS_MAX", 0.2)
     bridge = run(max_concurrent_exports=1)
     with socket.create_connection(("127.0.0.1", bridge.server.http_port), timeout=20) as slow:
         slow.sendall(
@@ -118,11 +119,13 @@ def test_a_body_that_never_ends_gives_its_worker_back(run, export, monkeypatch):
     assert bridge.post(export().gauge(POWER, (0, 1))).status == 200
 
 
-def test_a_connection_that_sends_no_message_keeps_no_other_waiting(run, export):
-    bridge = run(max_concurrent_exports=2)
-    call = bridge.channel.stream_unary(
-        "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export"
-    )
+def test_a_call_that_sends_no_message_gives_its_worker_back(run, export, monkeypatch):
+    from icos_fl_otlp_bridge import server, servicer
+
+    monkeypatch.setattr(servicer, "REQUEST_SECONDS_MAX", 0.2)
+    monkeypatch.setattr(server, "PATIENCE_SECONDS", 0.1)
+    bridge = run(max_concurrent_exports=1)
+    call = bridge.channel.stream_unary(EXPORT)
     never = threading.Event()
 
     def nothing() -> Iterator[bytes]:
@@ -131,8 +134,14 @@ def test_a_connection_that_sends_no_message_keeps_no_other_waiting(run, export):
 
     silent = call.future(nothing(), timeout=60)
     bridge.export(export().gauge(POWER, (0, 1_000_000)))
-    silent.cancel()
+    assert silent.code() == grpc.StatusCode.CANCELLED  # an exporter sends again
     never.set()
+
+
+def test_a_call_that_ends_without_a_message_is_no_request(bridge):
+    with pytest.raises(grpc.RpcError) as caught:
+        bridge.channel.stream_unary(EXPORT)(iter([]), timeout=20)
+    assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
 
 
 def test_self_metrics_count_what_was_taken_refused_and_rejected(bridge, export, store):

@@ -15,13 +15,11 @@ from starlette.types import Receive, Scope, Send
 from icos_fl_otlp_bridge import envelope, json_request, metrics
 from icos_fl_otlp_bridge.errors import Overloaded, TooLarge
 from icos_fl_otlp_bridge.inflate import gunzip
-from icos_fl_otlp_bridge.receiver import Decode, Receiver
+from icos_fl_otlp_bridge.receiver import REQUEST_SECONDS_MAX, Decode, Receiver
 from icos_fl_otlp_bridge.status import RETRY_SECONDS, status_of
 
 PATH: Final = "/v1/metrics"
 TRANSPORT: Final = "http"
-BODY_SECONDS_MAX: Final = 30.0
-"""How long a body may take to arrive: until then it keeps a worker."""
 _HTTP_STATUS: Final[dict[int, int]] = {
     code_pb2.INVALID_ARGUMENT: 400,
     code_pb2.UNAUTHENTICATED: 401,
@@ -66,7 +64,7 @@ class _Body:
         chunks: list[bytes] = []
         size_bytes = 0
         try:
-            async with asyncio.timeout(BODY_SECONDS_MAX):
+            async with asyncio.timeout(REQUEST_SECONDS_MAX):
                 while not self._whole and size_bytes <= 2 * self._max_bytes:
                     chunk = await self._next()
                     size_bytes += len(chunk)
@@ -76,7 +74,8 @@ class _Body:
                         chunks.clear()
         except TimeoutError:
             raise Overloaded(
-                f"{size_bytes} bytes of the request came in {BODY_SECONDS_MAX:g} s, and not the end"
+                f"after {REQUEST_SECONDS_MAX:g} s {size_bytes} bytes of the request are here, and "
+                "not its end"
             ) from None
         if size_bytes > self._max_bytes:
             more_than = "" if self._whole else "more than "
@@ -93,7 +92,7 @@ class _Body:
         """
         left_bytes = 2 * self._max_bytes
         try:
-            async with asyncio.timeout(BODY_SECONDS_MAX):
+            async with asyncio.timeout(REQUEST_SECONDS_MAX):
                 while not self._whole and left_bytes > 0:
                     left_bytes -= len(await self._next())
         except TimeoutError:

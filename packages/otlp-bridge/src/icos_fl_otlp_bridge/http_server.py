@@ -11,6 +11,11 @@ import uvicorn
 from icos_fl_otlp_bridge.errors import ListenError
 from icos_fl_otlp_bridge.http_app import MetricsApp
 
+KEEP_ALIVE_SECONDS = 120
+"""Longer than exporters keep an idle connection: who closes it must not be in their way."""
+CONNECTIONS_MAX = 2_048
+"""More are told 503 by uvicorn."""
+
 
 class HttpServer:
     """Serves *app* on *listen_address*; with a *tls* that gives one, by the newest context."""
@@ -36,6 +41,8 @@ class HttpServer:
             log_config=None,
             log_level="error",  # a stranger's broken HTTP is no event of ours
             access_log=False,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            limit_concurrency=CONNECTIONS_MAX,
             server_header=False,
             proxy_headers=False,
             ssl_context_factory=None if tls is None else lambda *_: _following(tls),

@@ -18,6 +18,9 @@ from icos_fl_otlp_bridge.bridge import Bridge, Outcome
 from icos_fl_otlp_bridge.errors import Overloaded
 from icos_fl_otlp_bridge.security import Security
 
+REQUEST_SECONDS_MAX = 30.0
+"""How long a request may take to arrive: until then it keeps a worker."""
+
 T = TypeVar("T")
 Decode = Callable[[bytes, frozenset[str]], ExportMetricsServiceRequest]
 """From bytes and the names of the metrics that are wanted. Raises Undecodable."""

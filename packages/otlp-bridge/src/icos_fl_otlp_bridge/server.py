@@ -25,6 +25,8 @@ EXPORTS_WAITING_MAX = 1024
 """Exports that wait for a worker; their messages are not read yet. What is above is refused."""
 QUICK_THREADS = 4
 """For health, reflection and refusals, which never wait."""
+PATIENCE_SECONDS = 5.0
+"""How often calls without a message are looked for."""
 PROBE_SECONDS = 2.0
 """How often the store is asked whether it still answers."""
 GRACE_SECONDS = 5.0
@@ -59,6 +61,7 @@ class Server:
         self._changing = threading.Lock()
         self._stopping = threading.Event()
         self._probing = threading.Thread(target=self._probe, name="store probe", daemon=True)
+        self._patience = threading.Thread(target=self._lose_patience, name="patience", daemon=True)
         self._health = health.HealthServicer(experimental_non_blocking=True)
         self._set_serving(False)
         self._receiver = Receiver(
@@ -66,6 +69,7 @@ class Server:
             security or Security(),
             max_message_bytes,
         )
+        self._servicer = MetricsServicer(self._receiver)
         self._server = self._grpc_server()
         self.port: int = self._listen(listen_address)
         """Of OTLP/gRPC."""
@@ -82,6 +86,7 @@ class Server:
         if self._http:
             self._http.start()
         self._probing.start()
+        self._patience.start()
 
     def take_over(self, config: BridgeConfig, security: Security) -> None:
         """Go by these from the next export on; those in hand end by the old ones.
@@ -112,7 +117,7 @@ class Server:
     def _grpc_server(self) -> grpc.Server:
         quick = ThreadPoolExecutor(QUICK_THREADS, thread_name_prefix="grpc")
         server = grpc.server(quick, options=server_options(self._receiver.max_message_bytes))
-        server.add_generic_rpc_handlers([MetricsServicer(self._receiver)])
+        server.add_generic_rpc_handlers([self._servicer])
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, server)
@@ -147,6 +152,10 @@ class Server:
 
     def _tls_context(self) -> ssl.SSLContext:
         return self._tls().context
+
+    def _lose_patience(self) -> None:
+        while not self._stopping.wait(PATIENCE_SECONDS):
+            self._servicer.end_silent_calls()
 
     def _probe(self) -> None:
         answered = None

@@ -1,5 +1,6 @@
 """OTLP/gRPC: decode, call, encode; errors become statuses in status.py."""
 
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
@@ -13,7 +14,7 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
 
 from icos_fl_otlp_bridge import envelope, metrics
 from icos_fl_otlp_bridge.inflate import gunzip
-from icos_fl_otlp_bridge.receiver import Receiver
+from icos_fl_otlp_bridge.receiver import REQUEST_SECONDS_MAX, Receiver
 from icos_fl_otlp_bridge.status import status_of
 
 SERVICE: str = metrics_service_pb2.DESCRIPTOR.services_by_name["MetricsService"].full_name
@@ -22,6 +23,7 @@ _METHOD: Final = f"/{SERVICE}/Export"
 # No protobuf message begins so: field 3 has no wire type 7.
 _GZIP: Final = b"\x1f\x8b"
 _NONE_AND_GZIP: Final = 0b101
+_NO_MESSAGE: Final = b"\xff"
 
 
 def server_options(max_message_bytes: int) -> list[tuple[str, int]]:
@@ -51,15 +53,26 @@ class MetricsServicer(grpc.GenericRpcHandler):
 
     def __init__(self, receiver: Receiver) -> None:
         self._receiver = receiver
+        self._silent: dict[grpc.ServicerContext, float] = {}
+        """Calls in which a worker waits for the message, and since when."""
 
-        def export(serialized: bytes, context: grpc.ServicerContext) -> Any:
+        def export(messages: Iterator[bytes], context: grpc.ServicerContext) -> Any:
+            serialized = self._message(messages, context)
             return self._answer(context, lambda: self._export(serialized))
 
         # Exports wait for each other, but health does not wait for exports.
         export.experimental_thread_pool = receiver.exports  # type: ignore[attr-defined]
-        self._handler: Any = grpc.unary_unary_rpc_method_handler(
+        # As one of a stream it is called before the message is there, so that it can lose patience.
+        self._handler: Any = grpc.stream_unary_rpc_method_handler(
             export, response_serializer=ExportMetricsServiceResponse.SerializeToString
         )
+
+    def end_silent_calls(self) -> None:
+        """Cancel calls whose message did not come in time: each keeps a worker."""
+        now = time.monotonic()
+        for context, since in list(self._silent.items()):
+            if now - since > REQUEST_SECONDS_MAX:
+                context.cancel()
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
         if handler_call_details.method != _METHOD:
@@ -73,7 +86,7 @@ class MetricsServicer(grpc.GenericRpcHandler):
         return self._handler
 
     def _refusing(self, error: Exception) -> Any:
-        """A handler that tells *error*. As one of a stream it does not wait for the message."""
+        """A handler that tells *error* without waiting for the message."""
 
         def refuse(_: Iterator[bytes], context: grpc.ServicerContext) -> Any:
             def fail() -> ExportMetricsServiceResponse:
@@ -82,6 +95,14 @@ class MetricsServicer(grpc.GenericRpcHandler):
             return self._answer(context, fail)
 
         return grpc.stream_unary_rpc_method_handler(refuse)
+
+    def _message(self, messages: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
+        """The call's message; of a call that ends without one nothing, which is no request."""
+        self._silent[context] = time.monotonic()
+        try:
+            return next(messages, _NO_MESSAGE)
+        finally:
+            del self._silent[context]
 
     def _export(self, serialized: bytes) -> ExportMetricsServiceResponse:
         if serialized.startswith(_GZIP):
