@@ -10,6 +10,8 @@ memory       the bridge with a store in its own memory
 dataclay     the bridge as it is started, with a dataClay of its own on free ports
 
 Every batch is newer than the one before it, so the windows fill, and then let the oldest rows go.
+Then twenty nodes export small batches at once, each on a connection of its own, against one alone:
+the ratio is what an export costs when twenty come at once to what it costs alone.
 
 The large batch may cost less through the bridge than to acknowledge: gRPC parses all of it, the
 bridge only the metrics that a column names.
@@ -31,6 +33,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -74,8 +77,10 @@ PROCESS_SERIES = (
 )
 RUNS = {"small": 100, "large": 25}
 WARM_UP = 3
+NODES = 20
+EXPORTS_A_NODE = 10
 MESSAGE_BYTES_MAX = 64 << 20
-TARGET_RATIO_OF_LARGE = 1.3
+TARGET_RATIO_OF_LARGE = 1.4
 ALLOCATOR = {
     "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
     "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
@@ -86,12 +91,25 @@ Seconds = dict[str, dict[str, list[float]]]
 Figures = dict[str, dict[str, dict[str, float]]]
 
 
-def batch(processes: int) -> pb.ExportMetricsServiceRequest:
+@dataclass(frozen=True)
+class Running:
+    """A server under test."""
+
+    address: str
+    pid: int
+
+    def cpu_seconds(self) -> float:
+        """What its process has used."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def batch(processes: int, node: str = "benchmark") -> pb.ExportMetricsServiceRequest:
     """SCRAPES scrapes of a host and its processes, each a resource, as the Collector sends them."""
     request = pb.ExportMetricsServiceRequest()
     for scrape in range(SCRAPES):
         resource = request.resource_metrics.add()
-        resource.resource.attributes.add(key="host.name").value.string_value = "benchmark"
+        resource.resource.attributes.add(key="host.name").value.string_value = node
         metrics = resource.scope_metrics.add().metrics
         for number, name in enumerate(HOST_SERIES):
             metric = metrics.add(name=name, description=f"{name}, {DESCRIPTION}")
@@ -149,22 +167,22 @@ def bridge_in_memory(pipe: Connection) -> None:
 
 
 @contextmanager
-def spawned(serve: Callable[[Connection], None]) -> Iterator[str]:
-    """The address of *serve* in a process of its own."""
+def spawned(serve: Callable[[Connection], None]) -> Iterator[Running]:
+    """*serve* in a process of its own."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=serve, args=(theirs,))
     process.start()
     try:
-        yield f"127.0.0.1:{ours.recv()}"
+        yield Running(f"127.0.0.1:{ours.recv()}", process.pid or 0)
     finally:
         ours.send("end")
         process.join()
 
 
 @contextmanager
-def bridge_on_dataclay() -> Iterator[str]:
-    """The address of the bridge's command, with a dataClay of its own that must hold rows then."""
+def bridge_on_dataclay() -> Iterator[Running]:
+    """The bridge's command, with a dataClay of its own that must hold rows then."""
     address = f"127.0.0.1:{free_port()}"
     with tempfile.TemporaryDirectory() as folder, running_store(Path(folder)) as settings:
         environment = {
@@ -176,7 +194,7 @@ def bridge_on_dataclay() -> Iterator[str]:
             [sys.executable, "-m", "icos_fl_otlp_bridge"], env={**os.environ, **environment}
         )
         try:
-            yield address
+            yield Running(address, process.pid)
             with connect(settings) as store:
                 stored = store.window("benchmark").info()
             if stored.rows != stored.capacity_rows or "power_consumption" not in stored.columns:
@@ -224,38 +242,90 @@ class Client:
         return seconds
 
 
-def measure(batches: dict[str, pb.ExportMetricsServiceRequest]) -> Seconds:
-    """Seconds of each export, by batch and way."""
+def small_batches(node: str) -> list[bytes]:
+    """One after another, each newer than the one before."""
+    request = batch(PROCESSES["small"], node)
+    serialized = []
+    for number in range(EXPORTS_A_NODE):
+        for point, scrape in points_of(request):
+            point.time_unix_nano = START_NS + (number * SCRAPES + scrape) * INTERVAL_NS
+        serialized.append(request.SerializeToString())
+    return serialized
+
+
+def export_all(address: str, batches: list[bytes]) -> None:
+    """On a connection of its own; gRPC would share one of the same address."""
+    options = [("grpc.use_local_subchannel_pool", 1)]
+    with grpc.insecure_channel(address, options) as channel:
+        export: Callable[..., pb.ExportMetricsServiceResponse] = channel.unary_unary(
+            "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export",
+            response_deserializer=pb.ExportMetricsServiceResponse.FromString,
+        )
+        for serialized in batches:
+            response = export(serialized, timeout=60, wait_for_ready=True)
+            if response.HasField("partial_success"):
+                raise RuntimeError(response.partial_success.error_message)
+
+
+def at_once(running: Running) -> dict[str, float]:
+    """Milliseconds an export, of one node alone and of NODES at once."""
+    nodes = [small_batches(f"node-{number}") for number in range(NODES)]
+    export_all(running.address, small_batches("warm-up"))
+    start = time.perf_counter()
+    export_all(running.address, nodes[0])
+    alone = (time.perf_counter() - start) / EXPORTS_A_NODE
+    start = time.perf_counter()
+    with ThreadPoolExecutor(NODES) as exporters:
+        list(exporters.map(export_all, [running.address] * NODES, nodes))
+    together = (time.perf_counter() - start) / (NODES * EXPORTS_A_NODE)
+    return {
+        "alone_ms": round(1e3 * alone, 2),
+        "at_once_ms": round(1e3 * together, 2),
+        "ratio": round(together / alone, 2),
+    }
+
+
+def measure(batches: dict[str, pb.ExportMetricsServiceRequest]) -> tuple[Seconds, Figures]:
+    """Seconds of each export, by batch and way; CPU seconds of a million points, and NODES."""
     seconds: Seconds = {}
+    others: Figures = {"cpu_seconds_a_million_points": {}, "nodes_at_once": {}}
     with ExitStack() as stack:
-        channels = {
-            way: stack.enter_context(
-                grpc.insecure_channel(
-                    stack.enter_context(address),
-                    [("grpc.max_send_message_length", MESSAGE_BYTES_MAX)],
-                )
-            )
-            for way, address in {
+        servers = {
+            way: stack.enter_context(started)
+            for way, started in {
                 "acknowledge": spawned(acknowledge),
                 "memory": spawned(bridge_in_memory),
                 "dataclay": bridge_on_dataclay(),
             }.items()
         }
+        options = [("grpc.max_send_message_length", MESSAGE_BYTES_MAX)]
+        channels = {
+            way: stack.enter_context(grpc.insecure_channel(server.address, options))
+            for way, server in servers.items()
+        }
         for way in ("memory", "dataclay"):
             wait_until_serving(channels[way])
         client = Client(channels)
         for size, request in batches.items():
-            turns = [client.turn(request) for _ in range(WARM_UP + RUNS[size])][WARM_UP:]
-            seconds[size] = {way: [turn[way] for turn in turns] for way in channels}
-    return seconds
+            before = {way: server.cpu_seconds() for way, server in servers.items()}
+            turns = [client.turn(request) for _ in range(WARM_UP + RUNS[size])]
+            seconds[size] = {way: [turn[way] for turn in turns[WARM_UP:]] for way in channels}
+            millions = len(turns) * sum(1 for _ in points_of(request)) / 1e6
+            others["cpu_seconds_a_million_points"][size] = {
+                way: round((server.cpu_seconds() - before[way]) / millions, 3)
+                for way, server in servers.items()
+            }
+        for way, server in servers.items():
+            others["nodes_at_once"][way] = at_once(server)
+    return seconds, others
 
 
 def run() -> Figures:
     """By batch: its size, milliseconds of each way, ratios, and rows stored a second."""
     os.environ.update(ALLOCATOR)  # the servers' processes inherit it
     batches = {size: batch(processes) for size, processes in PROCESSES.items()}
-    figures: Figures = {}
-    for size, ways in measure(batches).items():
+    seconds, figures = measure(batches)
+    for size, ways in seconds.items():
         median = {way: statistics.median(times) for way, times in ways.items()}
         bridges = [way for way in ways if way != "acknowledge"]
         # Of neighbours in one turn: what the machine does in between falls on both.
@@ -285,7 +355,8 @@ def main() -> int:
     if as_json:
         print(json.dumps({"target_ratio_of_large": TARGET_RATIO_OF_LARGE, **figures}))
         return 0
-    for size, found in figures.items():
+    for size in PROCESSES:
+        found = figures[size]
         shape = found["batch"]
         print(
             f"{size}: {shape['megabytes']} MB, {shape['points']:,} points, {shape['exports']} times"
@@ -296,7 +367,12 @@ def main() -> int:
                 rows = found["rows_a_second"][way]
                 line += f", {rows:>7,} rows/s, ratio to acknowledge {found['ratio'][way]:.2f}"
                 line += f" (target <= {TARGET_RATIO_OF_LARGE})" if size == "large" else ""
-            print(line)
+            cpu = figures["cpu_seconds_a_million_points"][size][way]
+            print(f"{line}, {cpu:.2f} CPU s a million points")
+    print(f"{NODES} nodes at once, small batches, {EXPORTS_A_NODE} of each:")
+    for way, cost in figures["nodes_at_once"].items():
+        line = f"  {way:12} {cost['at_once_ms']:8.2f} ms an export, alone {cost['alone_ms']:.2f} ms"
+        print(f"{line}, ratio {cost['ratio']:.2f}")
     return 0
 
 
