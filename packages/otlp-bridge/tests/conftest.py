@@ -171,15 +171,16 @@ class Running:
         path: str = "/v1/metrics",
         method: str = "POST",
         tls: ssl.SSLContext | None = None,
+        host: str = "localhost",
         **headers: str,
     ) -> Answer:
         """One HTTP request on a connection of its own; headers with _ for -."""
         assert self.server.http_port is not None
-        place = ("localhost", self.server.http_port)
+        place = (host, self.server.http_port)
         connection = (
             http.client.HTTPSConnection(*place, timeout=60, context=tls)
             if tls
-            else http.client.HTTPConnection("127.0.0.1", place[1], timeout=60)
+            else http.client.HTTPConnection(*place, timeout=60)
         )
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         try:

@@ -132,13 +132,14 @@ def wait_for_store(bridge: Any, export: Callable[[], Any]) -> Any:
                 raise
 
 
-def test_exports_over_tls(run, export, files):
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1"])  # the latter names no server
+def test_exports_over_tls(run, export, files, host):
     bridge = start_tls(run, files)
     root = files.authority.cert_pem.bytes()
     request = export().gauge(POWER, (0, 1_000_000)).request
     wait_for_store(bridge, lambda: grpc_export(bridge, request, root))
     body = export().gauge(POWER, (3, 1)).request.SerializeToString()
-    assert bridge.request(body, tls=client_context(root)).status == 200
+    assert bridge.request(body, tls=client_context(root), host=host).status == 200
     assert sorted(bridge.rows()) == [0, 3]
 
 
