@@ -1,6 +1,7 @@
 """The bridge in its own process and real dataClay, which is killed and started again."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -31,8 +32,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StoreProcesses]:
 
 
 @pytest.fixture(scope="module")
-def bridge(store: StoreProcesses) -> Iterator[grpc.Channel]:
-    """A channel to a bridge that serves."""
+def bridge_process(store: StoreProcesses) -> Iterator[tuple[subprocess.Popen[bytes], grpc.Channel]]:
+    """A bridge that serves, and a channel to it."""
     address = f"127.0.0.1:{free_port()}"
     environment = {
         "ICOS_FL_BRIDGE_LISTEN_ADDRESS": address,
@@ -45,12 +46,18 @@ def bridge(store: StoreProcesses) -> Iterator[grpc.Channel]:
     try:
         with grpc.insecure_channel(address) as channel:
             wait_for_health(channel, SERVING)
-            yield channel
+            yield process, channel
         process.terminate()
         assert process.wait(30) == 0
     finally:
         process.kill()
         process.wait()
+
+
+@pytest.fixture(scope="module")
+def bridge(bridge_process: tuple[subprocess.Popen[bytes], grpc.Channel]) -> grpc.Channel:
+    """A channel to a bridge that serves."""
+    return bridge_process[1]
 
 
 def wait_for_health(channel: grpc.Channel, status: int) -> None:
@@ -117,6 +124,18 @@ def test_a_node_name_that_the_store_refuses_is_told_and_the_other_node_is_stored
     assert partial.error_message == "rejected data points: invalid_node: 3"
     assert partial.rejected_data_points == 3
     np.testing.assert_array_equal(read(store.settings, "d").values_tf, [[7.0, 2.0]])
+
+
+def test_no_export_is_lost_while_sighup_makes_the_bridge_read_its_files_again(
+    bridge_process, store
+):
+    process, channel = bridge_process
+    watts = [float(number) for number in range(1, 31)]
+    for count in range(1, len(watts) + 1):
+        process.send_signal(signal.SIGHUP)
+        export(channel, scrapes("hup", *watts[:count]))
+    stored = read(store.settings, "hup")
+    assert stored.values_tf[:, stored.columns.index("power_consumption")].tolist() == watts
 
 
 def test_a_killed_store_is_unavailable_until_it_is_back(bridge, store):

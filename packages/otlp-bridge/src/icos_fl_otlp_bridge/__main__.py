@@ -1,6 +1,7 @@
 """``icos-fl-otlp-bridge``: receive OTLP metrics, store the configured ones."""
 
 import signal
+import socket
 import sys
 
 import structlog
@@ -14,7 +15,7 @@ from icos_fl_otlp_bridge.security import Security, load_security
 from icos_fl_otlp_bridge.server import Server
 from icos_fl_otlp_bridge.settings import BridgeSettings
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+ENDING = (signal.SIGTERM, signal.SIGINT)
 
 log = structlog.get_logger()
 
@@ -26,8 +27,7 @@ def main() -> None:
     """
     settings = load_or_exit(BridgeSettings)
     logs.configure(settings.log_level)
-    # Every thread that follows blocks them too, so that they wait for sigwait and none is missed.
-    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    signals = _signals()
     try:
         config, security = _read(settings)
         server = Server(
@@ -45,9 +45,24 @@ def main() -> None:
     log.info(
         "bridge serves", port=server.port, http_port=server.http_port, columns=list(config.columns)
     )
-    while signal.sigwait(SIGNALS) == signal.SIGHUP:
-        _take_over(settings, server)
+    while (number := signals.recv(1)[0]) not in ENDING:
+        if number == signal.SIGHUP:
+            _take_over(settings, server)
     server.stop()
+
+
+def _signals() -> socket.socket:
+    """Gives the number of each signal as a byte.
+
+    Whichever thread the kernel chooses for a signal writes it; a main thread that waits for a lock
+    would not notice.
+    """
+    reading, writing = socket.socketpair()
+    writing.setblocking(False)
+    signal.set_wakeup_fd(writing.detach())
+    for number in (*ENDING, signal.SIGHUP):
+        signal.signal(number, lambda *_: None)
+    return reading
 
 
 def _read(settings: BridgeSettings) -> tuple[BridgeConfig, Security]:
