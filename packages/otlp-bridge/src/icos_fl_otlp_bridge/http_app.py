@@ -58,6 +58,7 @@ class _Body:
         self._receive = receive
         self._max_bytes = max_bytes
         self._whole = False
+        """Nothing more of it is to be read."""
 
     async def read(self) -> bytes:
         """The body. Raises TooLarge, with nothing over the limit kept, and Overloaded if slow."""
@@ -73,6 +74,7 @@ class _Body:
                     else:
                         chunks.clear()
         except TimeoutError:
+            self._whole = True  # who is this slow is not waited for again
             raise Overloaded(
                 f"after {REQUEST_SECONDS_MAX:g} s {size_bytes} bytes of the request are here, and "
                 "not its end"
