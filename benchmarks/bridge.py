@@ -269,10 +269,10 @@ def export_all(address: str, batches: list[bytes]) -> None:
 
 def at_once(running: Running) -> dict[str, float]:
     """Milliseconds an export, of one node alone and of NODES at once."""
-    nodes = [small_batches(f"node-{number}") for number in range(NODES)]
+    one, *nodes = (small_batches(f"node-{number}") for number in range(1 + NODES))
     export_all(running.address, small_batches("warm-up"))
     start = time.perf_counter()
-    export_all(running.address, nodes[0])
+    export_all(running.address, one)
     alone = (time.perf_counter() - start) / EXPORTS_A_NODE
     start = time.perf_counter()
     with ThreadPoolExecutor(NODES) as exporters:

@@ -8,6 +8,7 @@ from typing import Any, Final, Literal
 from opentelemetry.proto.metrics.v1.metrics_pb2 import (
     ExponentialHistogramDataPoint,
     HistogramDataPoint,
+    NumberDataPoint,
     SummaryDataPoint,
 )
 
@@ -29,15 +30,26 @@ def measured(
     """
     if (kind in ("gauge", "sum")) != (take == "value"):
         return None, Reason.UNSUPPORTED_TYPE
-    if kind in ("gauge", "sum"):
-        field = point.WhichOneof("value")
-        value = None if field is None else float(getattr(point, field))
-    else:
-        if not _valid(kind, point):
-            return None, Reason.INVALID_HISTOGRAM
-        if point.count == 0 and take in ("mean", "quantile"):
-            return None, None
-        value = _of_distribution(kind, point, take, quantile or 0.0)
+    if take == "value":
+        return number_of(point)
+    if not _valid(kind, point):
+        return None, Reason.INVALID_HISTOGRAM
+    if point.count == 0 and take in ("mean", "quantile"):
+        return None, None
+    return _finite(_of_distribution(kind, point, take, quantile or 0.0))
+
+
+def number_of(point: NumberDataPoint) -> tuple[float | None, Reason | None]:
+    """The number of a gauge's or sum's point, or why there is none."""
+    match point.WhichOneof("value"):
+        case "as_double":
+            return _finite(point.as_double)
+        case "as_int":
+            return float(point.as_int), None
+    return None, Reason.NO_VALUE
+
+
+def _finite(value: float | None) -> tuple[float | None, Reason | None]:
     if value is None:
         return None, Reason.NO_VALUE
     return (value, None) if math.isfinite(value) else (None, Reason.NON_FINITE)

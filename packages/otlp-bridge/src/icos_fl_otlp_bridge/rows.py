@@ -17,7 +17,7 @@ from opentelemetry.proto.metrics.v1.metrics_pb2 import (
 )
 
 from icos_fl_otlp_bridge.config import BridgeConfig, Combine, Source, Term
-from icos_fl_otlp_bridge.measures import measured
+from icos_fl_otlp_bridge.measures import measured, number_of
 from icos_fl_otlp_bridge.rates import CounterPoint, Counting, Rates
 from icos_fl_otlp_bridge.reasons import Reason
 
@@ -62,6 +62,7 @@ class Converter:
 
     def __init__(self, config: BridgeConfig, rates: Rates | None = None) -> None:
         self._config = config
+        self._interval_ns = config.interval_ns
         self._rates = rates or Rates()
         self.columns = tuple(config.columns)
         self.units = {name: column.unit for name, column in config.columns.items()}
@@ -120,14 +121,33 @@ class Converter:
     ) -> None:
         """Put the metric's good points into *cells*, and count the others in *rejected*."""
         shape = _Shape.of(metric)
+        # Nearly all metrics: each term takes the number as it is.
+        plain = terms.plain and shape.kind in ("gauge", "sum") and not shape.unspecified
         for point, wanted, attributes in terms.points_of(metric):
             if not 0 < point.time_unix_nano <= TIME_NS_MAX:
                 rejected[Reason.INVALID_TIME] += 1
                 continue
             key = (*series, _key(attributes)) if attributes else series
-            problem = self._take(shape, point, terms, wanted, key, cells)
+            if plain:
+                problem = self._take_number(point, wanted, key, cells)
+            else:
+                problem = self._take(shape, point, terms, wanted, key, cells)
             if problem:
                 rejected[problem] += 1
+
+    def _take_number(
+        self, point: Any, wanted: Wanted, series: SeriesKey, cells: "_Cells"
+    ) -> Reason | None:
+        """What ``_take`` does for terms that take a gauge's or a sum's number."""
+        value, problem = number_of(point)
+        if value is None:
+            return problem
+        time = point.time_unix_nano
+        row = self._row(time)
+        for number in wanted:
+            cells.put(number, row, series, time, value)
+        cells.points[wanted][row] += 1
+        return None
 
     def _take(
         self,
@@ -182,7 +202,7 @@ class Converter:
 
     def _row(self, time_ns: int) -> int:
         # The first interval of time would be a row at 0, which no window takes.
-        return time_ns // self._config.interval_ns * self._config.interval_ns or 1
+        return time_ns // self._interval_ns * self._interval_ns or 1
 
     def _rows(self, cells: "_Cells", rejected: Counter[Reason]) -> NodeRows:
         """Rows that have a value; points of the others are counted in *rejected*."""
@@ -225,11 +245,14 @@ class _Terms:
         self.by_number: dict[int, Term] = {}
         self._numbers: Wanted = ()
         self._filtered = False
+        self.plain = True
+        """Each takes the number of a gauge or sum as it is."""
 
     def add(self, number: int, term: Term) -> None:
         self.by_number[number] = term
         self._numbers += (number,)
         self._filtered |= bool(term.where)
+        self.plain &= term.take == "value" and not term.rate
 
     def points_of(self, metric: Metric) -> Iterator[tuple[Any, Wanted, dict[str, Any]]]:
         """The points that some term takes, with those terms and the point's attributes.
