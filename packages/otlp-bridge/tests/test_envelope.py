@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from icos_fl_otlp_bridge import envelope
-from icos_fl_otlp_bridge.errors import Undecodable
+from icos_fl_otlp_bridge.errors import TooLarge, Undecodable
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 
 NAMES = st.sampled_from(["wanted", "also wanted", "other", ""])
@@ -59,3 +59,11 @@ def test_a_wanted_metric_that_cannot_be_parsed_is_undecodable():
 def test_a_metric_that_nobody_wants_is_not_looked_into():
     (resource,) = envelope.parse(broken(b"other"), WANTED).resource_metrics
     assert [list(scope.metrics) for scope in resource.scope_metrics] == [[]]
+
+
+@pytest.mark.parametrize("parts", ["resources", "scopes", "metrics"])
+def test_more_parts_than_the_limit_are_too_large(parts, monkeypatch):
+    monkeypatch.setattr(envelope, "PARTS_MAX", 3)
+    shapes = {"resources": [[], [], [], []], "scopes": [[[], [], []]], "metrics": [[["other"] * 2]]}
+    with pytest.raises(TooLarge, match="has 4 or more resources, scopes and metrics"):
+        envelope.parse(request_of(shapes[parts]).SerializeToString(), WANTED)

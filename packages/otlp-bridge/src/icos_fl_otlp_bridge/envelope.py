@@ -4,6 +4,7 @@ Nearly all of a Scaphandre's batch is series of single processes, which no colum
 them would cost several times what is done with the others.
 """
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
@@ -13,7 +14,10 @@ from opentelemetry.proto.common.v1 import common_pb2
 from opentelemetry.proto.metrics.v1.metrics_pb2 import Metric
 from opentelemetry.proto.resource.v1 import resource_pb2
 
-from icos_fl_otlp_bridge.errors import Undecodable
+from icos_fl_otlp_bridge.errors import TooLarge, Undecodable
+
+PARTS_MAX: Final = 1_000_000
+"""Resources, scopes and metrics of a request."""
 
 _PACKAGE: Final = "icos_fl.otlp_bridge.envelope"
 _SCOPE: Final = common_pb2.InstrumentationScope.DESCRIPTOR.full_name
@@ -27,14 +31,14 @@ _MESSAGES: Final[dict[str, list[tuple[str, int, bool, str | None]]]] = {
     ],
     "ResourceMetrics": [
         ("resource", 1, False, _RESOURCE),
-        ("scope_metrics", 2, True, f"{_PACKAGE}.ScopeMetrics"),
+        ("scope_metrics", 2, True, None),
         ("schema_url", 3, False, None),
     ],
-    "Request": [("resource_metrics", 1, True, f"{_PACKAGE}.ResourceMetrics")],
+    "Request": [("resource_metrics", 1, True, None)],
 }
 
 
-def _request_class() -> Any:
+def _classes() -> tuple[Any, ...]:
     field_type = descriptor_pb2.FieldDescriptorProto
     file = descriptor_pb2.FileDescriptorProto(
         name="icos_fl/otlp_bridge/envelope.proto",
@@ -53,15 +57,15 @@ def _request_class() -> Any:
                 type_name=f".{holds}" if holds else None,
             )
     descriptor_pool.Default().Add(file)
-    found = descriptor_pool.Default().FindMessageTypeByName(f"{_PACKAGE}.Request")
-    return message_factory.GetMessageClass(found)
+    find = descriptor_pool.Default().FindMessageTypeByName
+    return tuple(message_factory.GetMessageClass(find(f"{_PACKAGE}.{name}")) for name in _MESSAGES)
 
 
-_Request: Final = _request_class()
+_ScopeMetrics, _ResourceMetrics, _Request = _classes()
 
 
 def parse(serialized: bytes, wanted: frozenset[str]) -> ExportMetricsServiceRequest:
-    """The request as if it had only the *wanted* metrics. Raises Undecodable.
+    """The request as if it had only the *wanted* metrics. Raises Undecodable, TooLarge.
 
     A metric that is not wanted is not looked into: that it could not be parsed stays unnoticed.
     """
@@ -76,20 +80,39 @@ def parse(serialized: bytes, wanted: frozenset[str]) -> ExportMetricsServiceRequ
 def _parsed(serialized: bytes, wanted: frozenset[str]) -> ExportMetricsServiceRequest:
     names = {name.encode(errors="surrogatepass") for name in wanted}
     request = ExportMetricsServiceRequest()
-    for enveloped in _Request.FromString(serialized).resource_metrics:
+    parts = _Parts()
+    for resource_bytes in parts.counted(_Request.FromString(serialized).resource_metrics):
+        enveloped = _ResourceMetrics.FromString(resource_bytes)
         resource_metrics = request.resource_metrics.add(schema_url=enveloped.schema_url)
         if enveloped.HasField("resource"):
             resource_metrics.resource.CopyFrom(enveloped.resource)
-        for enveloped_scope in enveloped.scope_metrics:
+        for scope_bytes in parts.counted(enveloped.scope_metrics):
+            enveloped_scope = _ScopeMetrics.FromString(scope_bytes)
             scope_metrics = resource_metrics.scope_metrics.add(
                 schema_url=enveloped_scope.schema_url
             )
             if enveloped_scope.HasField("scope"):
                 scope_metrics.scope.CopyFrom(enveloped_scope.scope)
-            for metric in enveloped_scope.metrics:
+            for metric in parts.counted(enveloped_scope.metrics):
                 if _name_of(metric) in names:
                     scope_metrics.metrics.add().MergeFromString(metric)
     return request
+
+
+class _Parts:
+    """Counts resources, scopes and metrics: an empty one is 2 bytes long, and costs a hundred."""
+
+    def __init__(self) -> None:
+        self._count = 0
+
+    def counted(self, parts: Sequence[bytes]) -> Sequence[bytes]:
+        self._count += len(parts)
+        if self._count > PARTS_MAX:
+            raise TooLarge(
+                f"the request has {self._count} or more resources, scopes and metrics, over the "
+                f"limit of {PARTS_MAX}"
+            )
+        return parts
 
 
 def _name_of(metric: bytes) -> bytes:

@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from typing import Any, TypeVar
 
 import structlog
@@ -18,12 +19,14 @@ from icos_fl_otlp_bridge.bridge import Bridge, Outcome
 from icos_fl_otlp_bridge.errors import Overloaded
 from icos_fl_otlp_bridge.security import Security
 
+LARGE_BYTES = 8 << 20
+"""Larger requests are decoded one at a time: decoded they take many times their size."""
 REQUEST_SECONDS_MAX = 30.0
 """How long a request may take to arrive: until then it keeps a worker."""
 
 T = TypeVar("T")
 Decode = Callable[[bytes, frozenset[str]], ExportMetricsServiceRequest]
-"""From bytes and the names of the metrics that are wanted. Raises Undecodable."""
+"""From bytes and the names of the metrics that are wanted. Raises Undecodable, TooLarge."""
 
 log = structlog.get_logger()
 
@@ -71,6 +74,7 @@ class Receiver:
         self.security = security
         self.max_message_bytes = max_message_bytes
         self.bridge: Bridge | None = None
+        self._large = threading.Lock()
         self.why_not = "the store has not answered yet"
 
     def admit(self, authorization: str | None) -> None:
@@ -86,7 +90,9 @@ class Receiver:
         bridge = self.bridge
         if bridge is None:
             raise StoreUnavailable(self.why_not)
-        outcome = bridge.export(decode(encoded, bridge.metrics))
+        with self._large if len(encoded) > LARGE_BYTES else nullcontext():
+            request = decode(encoded, bridge.metrics)
+        outcome = bridge.export(request)
         _count(outcome)
         metrics.EXPORT_SECONDS.labels(transport).observe(time.perf_counter() - start)
         return _response(outcome)
