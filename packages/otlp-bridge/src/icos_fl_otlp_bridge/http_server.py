@@ -26,8 +26,11 @@ class HttpServer:
         host, _, port = listen_address.rpartition(":")
         host = host.strip("[]")
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        both = host == "::" and socket.has_dualstack_ipv6()  # as gRPC takes it
         try:
-            self._socket = socket.create_server((host, int(port)), family=family)
+            self._socket = socket.create_server(
+                (host, int(port)), family=family, dualstack_ipv6=both
+            )
         except (OSError, OverflowError) as error:
             raise ListenError(f"cannot listen on {listen_address}: {error}") from None
         self.port: int = self._socket.getsockname()[1]
