@@ -278,8 +278,9 @@ def test_sums_of_a_known_temporality_are_taken(convert, export, temporality):
     assert convert(batch) == ({0: {"power_consumption": 1.0}}, {})
 
 
-def test_sums_of_unspecified_temporality_are_rejected(convert, export):
-    batch = export().sum(POWER, UNSPECIFIED, (0, 1), (3, 1), (6, 0, {}, {"flags": 1}))
+@pytest.mark.parametrize("temporality", [UNSPECIFIED, 3])
+def test_sums_of_unspecified_temporality_are_rejected(convert, export, temporality):
+    batch = export().sum(POWER, temporality, (0, 1), (3, 1), (6, 0, {}, {"flags": 1}))
     assert convert(batch) == ({}, {"unspecified_temporality": 2})
 
 

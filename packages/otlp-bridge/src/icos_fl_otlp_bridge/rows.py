@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import KeyValue
 from opentelemetry.proto.metrics.v1.metrics_pb2 import (
+    AGGREGATION_TEMPORALITY_CUMULATIVE,
     AGGREGATION_TEMPORALITY_DELTA,
-    AGGREGATION_TEMPORALITY_UNSPECIFIED,
     Metric,
 )
 
@@ -22,6 +22,11 @@ from icos_fl_otlp_bridge.rates import CounterPoint, Counting, Rates
 from icos_fl_otlp_bridge.reasons import Reason
 
 NO_RECORDED_VALUE: Final = 1
+_TEMPORALITIES: Final = (
+    AGGREGATION_TEMPORALITY_DELTA,
+    AGGREGATION_TEMPORALITY_CUMULATIVE,
+    None,  # of what has none
+)
 TIME_NS_MAX: Final = 2**63 - 1
 
 SeriesKey = tuple[Any, ...]
@@ -349,7 +354,7 @@ class _Shape(NamedTuple):
     kind: str
     """The field that holds them; empty if none does."""
     unspecified: bool
-    """It should say a temporality, and does not."""
+    """It should say a temporality, and says none that is known."""
     counting: Counting | None
     """None of what does not count."""
 
@@ -366,7 +371,7 @@ class _Shape(NamedTuple):
             counting = Counting.DELTA
         elif kind == "sum" and not metric.sum.is_monotonic:
             counting = Counting.CUMULATIVE_UP_AND_DOWN
-        unspecified = temporality == AGGREGATION_TEMPORALITY_UNSPECIFIED
+        unspecified = temporality not in _TEMPORALITIES
         return cls(metric.name, kind, unspecified, counting)
 
 
