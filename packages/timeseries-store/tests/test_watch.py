@@ -1,6 +1,11 @@
+import json
+import threading
+import time
+
 import numpy as np
 from icos_fl_timeseries_store import MemoryStore
-from icos_fl_timeseries_store.watch import look, to_csv
+from icos_fl_timeseries_store.conditions import Expectations
+from icos_fl_timeseries_store.watch import Watcher, look, to_csv
 
 
 def ns(*seconds):
@@ -53,3 +58,78 @@ def test_a_missing_value_is_empty_in_csv():
     rows = window()
     rows.append(["x", "y"], ns(1), np.array([[1.0, np.nan]]))
     assert to_csv(rows.read()) == "time_unix_s,x,y\n1,1,\n"
+
+
+def told(report):
+    return [found.condition.word for found in report.conditions]
+
+
+def test_a_watcher_looks_at_every_window():
+    store = MemoryStore()
+    for node in ("b", "a"):
+        store.create_window(node).append(["x"], ns(1, 2), np.array([[1.0], [2.0]]))
+    reports = Watcher(store, None, Expectations(), recorded=True).look()
+    assert [(report.node, report.rows, told(report)) for report in reports] == [
+        ("a", 2, []),
+        ("b", 2, []),
+    ]
+
+
+def test_rows_of_long_ago_are_stale_unless_they_are_recorded_ones():
+    store = MemoryStore()
+    store.create_window("a").append(["x"], ns(1, 2), np.array([[1.0], [2.0]]))
+    (report,) = Watcher(store, "a", Expectations()).look()
+    assert told(report) == ["stale"]
+    (report,) = Watcher(store, "a", Expectations(), recorded=True).look()
+    assert told(report) == []
+
+
+def test_a_window_that_was_never_there_is_silent():
+    (report,) = Watcher(MemoryStore(), "a", Expectations()).look()
+    assert (told(report), report.rows) == (["silent"], 0)
+
+
+class Forgetful(MemoryStore):
+    """A store that loses its windows, as a killed backend does."""
+
+    def lose_all(self):
+        self._windows.clear()
+
+
+def test_a_window_that_is_gone_stays_silent_until_it_is_back():
+    store = Forgetful()
+    store.create_window("a").append(["x"], ns(1, 2), np.array([[1.0], [2.0]]))
+    watcher = Watcher(store, None, Expectations(), recorded=True)
+    watcher.look()
+    store.lose_all()
+    gone = [report for _ in range(2) for report in watcher.look()]
+    assert [(told(report), report.removed) for report in gone] == [(["silent"], 2), (["silent"], 0)]
+    store.create_window("a").append(["x"], ns(3), np.array([[3.0]]))
+    (back,) = watcher.look()
+    assert (told(back), back.added) == ([], 1)
+
+
+def test_a_wait_ends_when_the_window_changes():
+    store = MemoryStore()
+    window = store.create_window("a")
+    window.append(["x"], ns(1), np.array([[1.0]]))
+    watcher = Watcher(store, "a", Expectations())
+    watcher.look()
+    late = threading.Timer(0.2, lambda: window.append(["x"], ns(2), np.array([[2.0]])))
+    late.start()
+    began = time.monotonic()
+    watcher.wait(60)
+    assert time.monotonic() - began < 30
+    (report,) = watcher.look()
+    assert report.added == 1
+
+
+def test_a_report_is_json_with_the_conditions():
+    (report,) = Watcher(MemoryStore(), "a", Expectations()).look()
+    assert json.loads(json.dumps(report.as_dict()))["conditions"] == [
+        {
+            "condition": "silent",
+            "column": "",
+            "reason": "no window of node 'a'; nodes with a window: none",
+        }
+    ]

@@ -1,20 +1,31 @@
 """``icos-fl-store``: start the store's services, and look at what a store holds."""
 
 import argparse
+import contextlib
 import json
 import os
 import sys
 import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from icos_fl_timeseries_store import connect
-from icos_fl_timeseries_store.contract import Rows, Store
-from icos_fl_timeseries_store.errors import StoreError, UnknownNode
+from icos_fl_timeseries_store.conditions import (
+    Condition,
+    ExpectationsError,
+    exit_status,
+    load_expectations,
+)
+from icos_fl_timeseries_store.contract import Store
+from icos_fl_timeseries_store.errors import StoreError, StoreUnavailable
 from icos_fl_timeseries_store.services import SERVICES, ServiceSettings, StateFolderError, serve
 from icos_fl_timeseries_store.settings import StoreSettings, load_or_exit
-from icos_fl_timeseries_store.watch import Report, look, to_csv
+from icos_fl_timeseries_store.watch import Report, Watcher, look, to_csv
 
 
 def main() -> None:
@@ -29,56 +40,90 @@ def main() -> None:
             host=settings.metadata_host or settings.host, port=settings.metadata_port
         )
         with connect(address) as store:
-            _COMMANDS[arguments.command](store, arguments)
+            status = _COMMANDS[arguments.command](store, arguments)
+    except ExpectationsError as error:
+        print(f"icos-fl-store: {error}", file=sys.stderr)
+        sys.exit(2)
     except (StateFolderError, StoreError) as error:
         sys.exit(f"icos-fl-store: {error}")
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         sys.exit(130)
+    else:
+        sys.exit(status)
 
 
-def _nodes(store: Store, _arguments: argparse.Namespace) -> None:
+def _nodes(store: Store, _arguments: argparse.Namespace) -> int:
     for node in store.nodes():
         print(node)
+    return 0
 
 
-def _window(store: Store, arguments: argparse.Namespace) -> None:
+def _window(store: Store, arguments: argparse.Namespace) -> int:
     rows = store.window(arguments.node).read(last=arguments.last)
     if arguments.csv:
         sys.stdout.write(to_csv(rows))
     else:
-        _show(look(arguments.node, rows))
+        Console().print(_shown(look(arguments.node, rows)))
+    return 0
 
 
-def _watch(store: Store, arguments: argparse.Namespace) -> None:
-    before: dict[str, Rows] = {}
-    while True:
-        for node in [arguments.node] if arguments.node else store.nodes():
+def _watch(store: Store, arguments: argparse.Namespace) -> int:
+    expectations = load_expectations(arguments.expectations)
+    watcher = Watcher(store, arguments.node, expectations, recorded=arguments.recorded)
+    if arguments.once:
+        reports = watcher.look()
+        _tell(reports, as_json=arguments.json)
+        if not reports:
+            print("icos-fl-store: no node has a window", file=sys.stderr)
+            return Condition.SILENT.value
+        return exit_status([found for report in reports for found in report.conditions])
+    with _live(arguments) as show:
+        while True:
             try:
-                rows = store.window(node).read()
-            except UnknownNode:
-                if arguments.node:
-                    raise
-                continue  # the name of a window that a killed backend lost, not yet made anew
-            report = look(node, rows, before.get(node))
-            before[node] = rows
-            if arguments.json:
-                print(json.dumps(report.as_dict()), flush=True)
-            else:
-                _show(report)
-        if arguments.once:
-            return
-        if arguments.node:
-            store.window(arguments.node).wait(before[arguments.node].cursor, arguments.interval)
+                show(watcher.look(), "")
+                watcher.wait(arguments.interval)
+            except StoreUnavailable as error:  # it may come back, and a watch of months is there
+                show([], str(error))
+                time.sleep(arguments.interval)
+
+
+@contextlib.contextmanager
+def _live(arguments: argparse.Namespace) -> Iterator[Callable[[list[Report], str], None]]:
+    """Yields what shows the reports of one look, or the problem that there is none."""
+    console = Console()
+    if arguments.json or not console.is_terminal:
+
+        def lines(reports: list[Report], problem: str) -> None:
+            _tell(reports, as_json=arguments.json)
+            if problem:
+                print(json.dumps({"problem": problem}) if arguments.json else problem, flush=True)
+
+        yield lines
+        return
+    with Live(console=console, auto_refresh=False, vertical_overflow="visible") as live:
+
+        def redraw(reports: list[Report], problem: str) -> None:
+            at = time.strftime("%H:%M:%S")
+            shown = [Text(f"{at}  {problem}", "bold red")] if problem else [Text(at)]
+            live.update(Group(*shown, *map(_shown, reports)), refresh=True)
+
+        yield redraw
+
+
+def _tell(reports: list[Report], *, as_json: bool) -> None:
+    for report in reports:
+        if as_json:
+            print(json.dumps(report.as_dict()), flush=True)
         else:
-            time.sleep(arguments.interval)
+            Console().print(_shown(report))
 
 
 _COMMANDS = {"nodes": _nodes, "window": _window, "watch": _watch}
 
 
-def _show(report: Report) -> None:
+def _shown(report: Report) -> RenderableType:
     facts = [f"{report.rows} rows", f"{report.added} added", f"{report.removed} removed"]
     if report.interval_seconds is not None:
         facts += [f"every {report.interval_seconds:g} s", f"{report.gaps} gaps"]
@@ -94,7 +139,11 @@ def _show(report: Report) -> None:
             str(column.nans),
             *("-" if number is None else f"{number:.6g}" for number in numbers),
         )
-    Console().print(table)
+    wrong = [
+        Text(f"{' '.join(filter(None, [found.column, found.condition.word]))}: {found.reason}")
+        for found in report.conditions
+    ]
+    return Group(table, *wrong)
 
 
 def _seconds(text: str) -> float:
@@ -121,10 +170,18 @@ def _parser() -> argparse.ArgumentParser:
     window.add_argument("node")
     window.add_argument("--csv", action="store_true", help="the rows, not their statistics")
     window.add_argument("--last", type=_count, help="the newest LAST rows only")
-    watch = commands.add_parser("watch", help="rows, rate, gaps, NaNs and changes, again and again")
+    watch = commands.add_parser("watch", help="what comes in and what is wrong, again and again")
     watch.add_argument("node", nargs="?", help="one node; all of them without it")
     watch.add_argument("--json", action="store_true", help="one JSON object a line")
-    watch.add_argument("--once", action="store_true", help="look once and end")
+    watch.add_argument(
+        "--once", action="store_true", help="look once; the exit status says what is wrong"
+    )
+    watch.add_argument(
+        "--recorded", action="store_true", help="do not compare the rows' times with the clock"
+    )
+    watch.add_argument(
+        "--expectations", type=Path, metavar="FILE", help="thresholds, and ranges of columns (TOML)"
+    )
     watch.add_argument(
         "--interval",
         type=_seconds,

@@ -1,13 +1,19 @@
 """The metrics-validation consumer: what a window holds, and what changed since the last look."""
 
+import contextlib
 import csv
 import io
+import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from icos_fl_timeseries_store.contract import Rows
+from icos_fl_timeseries_store.conditions import Condition, Expectations, Finding, judge
+from icos_fl_timeseries_store.contract import Rows, Store
+from icos_fl_timeseries_store.errors import UnknownNode
 
+_NO_ROWS = Rows((), (), np.empty(0, np.int64), np.empty((0, 0)), 0)
 GAP_FACTOR = 1.5
 """Two neighbouring rows further apart than this many median distances have a gap between them."""
 
@@ -43,14 +49,21 @@ class Report:
     """Rows a second of the window's time."""
     gaps: int
     columns: dict[str, ColumnReport]
+    conditions: tuple[Finding, ...] = ()
+    """What is wrong, worst first."""
 
     def as_dict(self) -> dict[str, object]:
         """For JSON."""
-        return asdict(self)
+        return asdict(self) | {"conditions": [found.as_dict() for found in self.conditions]}
 
 
-def look(node: str, rows: Rows, before: Rows | None = None) -> Report:
-    """Report on *rows* of *node*'s window, of which *before* was the last look."""
+def look(
+    node: str, rows: Rows, before: Rows | None = None, conditions: Sequence[Finding] = ()
+) -> Report:
+    """Report on *rows* of *node*'s window, of which *before* was the last look.
+
+    *conditions* is what ``conditions.judge`` found in them.
+    """
     times = rows.times_ns_t
     distances = np.diff(times) / 1e9
     median = float(np.median(distances)) if len(distances) else None
@@ -70,6 +83,7 @@ def look(node: str, rows: Rows, before: Rows | None = None) -> Report:
             column: _column(unit, rows.values_tf[:, index])
             for index, (column, unit) in enumerate(zip(rows.columns, rows.units, strict=True))
         },
+        conditions=tuple(conditions),
     )
 
 
@@ -81,6 +95,50 @@ def _column(unit: str, values: np.ndarray[tuple[int, ...], np.dtype[np.float64]]
         else (None, None, None, None)
     )
     return ColumnReport(unit, len(there), len(values) - len(there), *statistics)
+
+
+class Watcher:
+    """Looks at windows of *store* again and again: that of *node*, or all that there are.
+
+    With *recorded* the rows' times are not compared with the clock.
+    """
+
+    def __init__(
+        self, store: Store, node: str | None, expectations: Expectations, *, recorded: bool = False
+    ) -> None:
+        self._store = store
+        self._node = node
+        self._expectations = expectations
+        self._recorded = recorded
+        self._before: dict[str, Rows] = {}
+
+    def look(self) -> list[Report]:
+        """One report a node, by name. Raises StoreUnavailable.
+
+        A window that is asked for, or was there, and is not there now, is silent.
+        """
+        nodes = [self._node] if self._node else sorted({*self._store.nodes(), *self._before})
+        return [self._look_at(node) for node in nodes]
+
+    def wait(self, seconds: float) -> None:
+        """Return when the one window changes, or after *seconds*. Raises StoreUnavailable."""
+        if self._node in self._before:
+            with contextlib.suppress(UnknownNode):
+                self._store.window(self._node).wait(self._before[self._node].cursor, seconds)
+                return
+        time.sleep(seconds)
+
+    def _look_at(self, node: str) -> Report:
+        try:
+            rows = self._store.window(node).read()
+        except UnknownNode as error:
+            found = [Finding(Condition.SILENT, "", str(error))]
+            rows = _NO_ROWS
+        else:
+            found = judge(rows, self._expectations, None if self._recorded else time.time_ns())
+        report = look(node, rows, self._before.get(node), found)
+        self._before[node] = rows
+        return report
 
 
 def to_csv(rows: Rows) -> str:

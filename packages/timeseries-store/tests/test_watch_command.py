@@ -1,0 +1,108 @@
+"""``icos-fl-store watch`` as a process: what it prints, and the exit status for monitoring."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+
+import numpy as np
+import pytest
+from icos_fl_timeseries_store import connect
+from icos_fl_timeseries_store.testing import free_port
+
+
+def command(settings, *arguments):
+    environment = {"ICOS_FL_STORE_METADATA_PORT": str(settings.port)}
+    return subprocess.Popen(
+        [sys.executable, "-m", "icos_fl_timeseries_store", "watch", *arguments],
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def watch(settings, *arguments):
+    """Exit status, standard output and standard error of a watch that ends by itself."""
+    process = command(settings, *arguments)
+    out, errors = process.communicate(timeout=60)
+    assert "Traceback" not in errors
+    return process.returncode, out, errors
+
+
+@pytest.fixture(scope="module")
+def store(dataclay_settings):
+    with connect(dataclay_settings) as connected:
+        yield connected
+
+
+@pytest.fixture
+def feed(store):
+    """Fills a new window with a row every 3 s up to now; tells its name."""
+
+    def make(**columns):
+        node = f"node-{uuid.uuid4().hex[:8]}"
+        values = np.array(list(columns.values()), float).T
+        newest = time.time_ns()
+        times = newest - np.arange(len(values))[::-1] * 3_000_000_000
+        store.create_window(node).append(list(columns), times, values, {"power": "W", "cpu": "%"})
+        return node
+
+    return make
+
+
+def test_a_live_node_exits_with_0(dataclay_settings, feed):
+    node = feed(power=50 + np.arange(100) % 7, cpu=np.arange(100) % 11)
+    assert watch(dataclay_settings, node, "--once")[0] == 0
+
+
+def test_ten_minutes_of_no_power_exit_with_12_and_say_so(dataclay_settings, feed):
+    node = feed(power=np.zeros(200), cpu=np.arange(200) % 11)
+    status, out, _ = watch(dataclay_settings, node, "--once", "--json")
+    (line,) = out.splitlines()
+    (found,) = json.loads(line)["conditions"]
+    assert status == 12
+    assert (found["condition"], found["column"]) == ("unavailable", "power")
+    assert found["reason"].startswith("exactly 0 for 597 s, 120 s are the limit")
+    status, out, _ = watch(dataclay_settings, node, "--once")
+    assert status == 12
+    assert "power unavailable: exactly 0 for 597 s" in " ".join(out.split())
+
+
+def test_a_file_gives_the_ranges(dataclay_settings, feed, tmp_path):
+    node = feed(power=np.append(50 + np.arange(100) % 7, 900))
+    file = tmp_path / "expectations.toml"
+    file.write_text("[columns.power]\nmaximum = 400.0\n")
+    assert watch(dataclay_settings, node, "--once", "--expectations", str(file))[0] == 14
+    file.write_text("[columns.power]\nmaximun = 400.0\n")
+    status, _, errors = watch(dataclay_settings, node, "--once", "--expectations", str(file))
+    assert status == 2
+    assert "columns.power.maximun: Extra inputs are not permitted" in errors
+
+
+def test_a_node_without_a_window_exits_with_10(dataclay_settings):
+    status, out, _ = watch(dataclay_settings, "nobody", "--once", "--json")
+    assert (status, json.loads(out)["conditions"][0]["condition"]) == (10, "silent")
+
+
+def test_a_store_that_is_not_there_exits_with_1(dataclay_settings):
+    nowhere = dataclay_settings.model_copy(update={"port": free_port()})
+    status, _, errors = watch(nowhere, "--once")
+    assert (status, len(errors.splitlines())) == (1, 1)
+
+
+def test_json_lines_come_as_rows_come(dataclay_settings, store, feed):
+    node = feed(cpu=np.arange(10))
+    process = command(dataclay_settings, node, "--json", "--interval", "60")
+    try:
+        assert json.loads(process.stdout.readline())["rows"] == 10
+        store.window(node).append(["cpu"], np.array([time.time_ns()]), np.array([[1.0]]))
+        later = json.loads(process.stdout.readline())
+        assert (later["rows"], later["added"]) == (11, 1)
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=30)
+    assert process.returncode == 130
