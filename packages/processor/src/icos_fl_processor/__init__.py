@@ -5,6 +5,7 @@ arrays in ``icos_fl_processor.windows``.
 """
 
 from icos_fl_processor.errors import (
+    ColumnUnavailable,
     InvalidSeries,
     ProcessorError,
     StepTooShort,
@@ -30,6 +31,7 @@ __all__ = [
     "Change",
     "Chunk",
     "ColumnStatistics",
+    "ColumnUnavailable",
     "Description",
     "InvalidSeries",
     "Latest",

@@ -31,5 +31,9 @@ class TooFewRows(ProcessorError):
     """The window holds too little; more rows cure it."""
 
 
+class ColumnUnavailable(ProcessorError):
+    """A column whose sensor cannot be read now: its newest values are no measurements."""
+
+
 class TooManyWatchers(ProcessorError):
     """All places for calls that wait are taken."""

@@ -2,12 +2,13 @@
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from icos_fl_timeseries_store import Rows, Store, UnknownNode, Window, WindowInfo
+from icos_fl_timeseries_store.conditions import Expectations
 
-from icos_fl_processor.errors import InvalidSeries, StepTooShort, TooFewRows
+from icos_fl_processor.errors import ColumnUnavailable, InvalidSeries, StepTooShort, TooFewRows
 from icos_fl_processor.increments import Piece, pieces
 from icos_fl_processor.recent import Recent
 from icos_fl_processor.series import (
@@ -120,8 +121,14 @@ class Processor:
     changes.
     """
 
-    def __init__(self, store: Store, message_bytes_max: int = 4 << 20) -> None:
+    def __init__(
+        self,
+        store: Store,
+        message_bytes_max: int = 4 << 20,
+        expectations: Expectations = Expectations(),  # noqa: B008 - frozen
+    ) -> None:
         self._store = store
+        self._expectations = expectations
         self._message_bytes_max = message_bytes_max
         self._rows = Recent[Rows](CACHE_BYTES_MAX, 1, _bytes_of_rows)
         self._series = Recent[Series](CACHE_BYTES_MAX, 1, lambda series: series.nbytes)
@@ -153,11 +160,14 @@ class Processor:
         """What the window holds, and what could be learned from it.
 
         Too few rows are told, not raised; so is a step too short for the rows, as the first rows of
-        a node may come late. Raises UnknownColumn.
+        a node may come late, and a column whose sensor cannot be read. Raises UnknownColumn.
         """
         info, rows = self._read(spec.node)
         try:
             series = self._prepare(info, rows, spec)
+        except ColumnUnavailable as error:  # more rows would not cure it
+            found = self.window(spec.node, spec.interval_ns)
+            return replace(found, reason=str(error))
         except StepTooShort as error:
             steps = resample(rows.times_ns_t[:0], rows.values_tf[:0])
             missing, _ = missing_rows(steps, spec.length, spec.train_fraction, info.capacity_rows)
@@ -176,8 +186,8 @@ class Processor:
     def sequences(self, spec: SeriesSpec, wanted: Iterable[Part] = Part) -> Sequences:
         """The sequences of the parts that are *wanted*.
 
-        Raises UnknownColumn, StepTooShort, InvalidSeries for a sequence that no message can hold,
-        and TooFewRows where there is no sequence in those parts.
+        Raises UnknownColumn, ColumnUnavailable, StepTooShort, InvalidSeries for a sequence that no
+        message can hold, and TooFewRows where there is no sequence in those parts.
         """
         wanted = _in_order(wanted)
         series, counts, statistics = self._sequences(spec, wanted)
@@ -235,7 +245,10 @@ class Processor:
             yield Piece(0, 0, values_sf[first : first + steps_max])
 
     def latest(self, spec: SeriesSpec) -> Latest:
-        """The newest lookback. Raises UnknownColumn, StepTooShort, InvalidSeries and TooFewRows."""
+        """The newest lookback.
+
+        Raises UnknownColumn, ColumnUnavailable, StepTooShort, InvalidSeries and TooFewRows.
+        """
         self._check_message(spec, spec.lookback)
         series = self._prepare(*self._read(spec.node), spec)
         steps = lookback_of(series, spec)
@@ -270,7 +283,8 @@ class Processor:
 
     def _prepare(self, info: WindowInfo, rows: Rows, spec: SeriesSpec) -> Series:
         series = (spec.node, spec.columns, spec.interval_ns, spec.train_fraction)
-        return self._series.get((series, (info, rows.cursor)), lambda: prepare(rows, spec))
+        key = (series, (info, rows.cursor))
+        return self._series.get(key, lambda: prepare(rows, spec, self._expectations))
 
     def _check_message(self, spec: SeriesSpec, steps: int) -> None:
         size = steps * len(spec.columns) * np.dtype(np.float32).itemsize

@@ -8,12 +8,20 @@ from uuid import uuid4
 
 import numpy as np
 from icos_fl_timeseries_store import Rows
+from icos_fl_timeseries_store.conditions import Expectations, unavailable, unreadable
 
-from icos_fl_processor.errors import InvalidSeries, TooFewRows, UnknownColumn
+from icos_fl_processor.errors import (
+    ColumnUnavailable,
+    InvalidSeries,
+    TooFewRows,
+    UnknownColumn,
+)
 from icos_fl_processor.windows import (
     Normalisation,
     Rows32,
     Steps,
+    Times,
+    Values,
     missing_rows,
     normalise,
     parts,
@@ -141,16 +149,20 @@ class Series:
         )
 
 
-def prepare(rows: Rows, spec: SeriesSpec) -> Series:
+def prepare(rows: Rows, spec: SeriesSpec, expectations: Expectations) -> Series:
     """Resample and split *rows*, and find what normalises them.
 
-    Raises UnknownColumn, StepTooShort or TooFewRows.
+    Raises UnknownColumn, ColumnUnavailable, StepTooShort or TooFewRows.
     """
     for column in spec.columns:
         if column not in rows.columns:
             raise UnknownColumn(spec.node, column, rows.columns)
     places = [rows.columns.index(column) for column in spec.columns]
-    steps = resample(rows.times_ns_t, rows.values_tf[:, places], spec.interval_ns)
+    values_tf = rows.values_tf[:, places]
+    for column, place, values_t in zip(spec.columns, places, values_tf.T, strict=True):
+        if expectations.of(column, rows.units[place]).zero_is_missing:
+            _leave_out_unreadable(spec.node, column, rows.times_ns_t, values_t, expectations)
+    steps = resample(rows.times_ns_t, values_tf, spec.interval_ns)
     border = train_steps(len(steps), spec.train_fraction)
     train, validation = parts(steps.runs, border)
     normalisation = None
@@ -165,6 +177,20 @@ def prepare(rows: Rows, spec: SeriesSpec) -> Series:
         runs={Part.TRAIN: train, Part.VALIDATION: validation},
         normalisation=normalisation,
     )
+
+
+def _leave_out_unreadable(
+    node: str, column: str, times_ns_t: Times, values_t: Values, expectations: Expectations
+) -> None:
+    """Make NaN of long stretches of zeros in *values_t*, from which nothing could be learned.
+
+    Raises ColumnUnavailable where the newest value is one of them.
+    """
+    seconds = expectations.unavailable_seconds
+    found = unavailable(column, times_ns_t, values_t, seconds)
+    if found is not None:
+        raise ColumnUnavailable(f"{column!r} of node {node!r} is unavailable: {found.reason}")
+    values_t[unreadable(times_ns_t, values_t, seconds)] = np.nan
 
 
 def _check_finite(columns: tuple[str, ...], normalisation: Normalisation) -> None:

@@ -13,6 +13,7 @@ from icos_fl_timeseries_store import InvalidRows, StoreUnavailable, UnknownNode
 
 from icos_fl_processor import convert
 from icos_fl_processor.errors import (
+    ColumnUnavailable,
     InvalidSeries,
     StepTooShort,
     TooFewRows,
@@ -26,6 +27,7 @@ _STATUSES: dict[type[Exception], grpc.StatusCode] = {
     UnknownColumn: grpc.StatusCode.NOT_FOUND,
     InvalidSeries: grpc.StatusCode.INVALID_ARGUMENT,
     InvalidRows: grpc.StatusCode.INVALID_ARGUMENT,  # a name that no node can have
+    ColumnUnavailable: grpc.StatusCode.FAILED_PRECONDITION,
     StepTooShort: grpc.StatusCode.FAILED_PRECONDITION,
     TooFewRows: grpc.StatusCode.FAILED_PRECONDITION,
     TooManyWatchers: grpc.StatusCode.RESOURCE_EXHAUSTED,

@@ -32,8 +32,9 @@ class ProcessorServiceStub:
 
     Errors: NOT_FOUND for an unknown node or column (the message lists those that are there),
     INVALID_ARGUMENT for a request that no window could answer, FAILED_PRECONDITION when the window
-    holds too little (the message says how many rows are needed and how many are there),
-    UNAVAILABLE while the store does not answer.
+    holds too little (the message says how many rows are needed and how many are there) or a column's
+    sensor cannot be read (its newest values are all 0 where 0 is no measurement), UNAVAILABLE while
+    the store does not answer.
     """
 
     def __init__(self, channel):
@@ -76,8 +77,9 @@ class ProcessorServiceServicer:
 
     Errors: NOT_FOUND for an unknown node or column (the message lists those that are there),
     INVALID_ARGUMENT for a request that no window could answer, FAILED_PRECONDITION when the window
-    holds too little (the message says how many rows are needed and how many are there),
-    UNAVAILABLE while the store does not answer.
+    holds too little (the message says how many rows are needed and how many are there) or a column's
+    sensor cannot be read (its newest values are all 0 where 0 is no measurement), UNAVAILABLE while
+    the store does not answer.
     """
 
     def ListNodes(self, request, context):
@@ -161,8 +163,9 @@ class ProcessorService:
 
     Errors: NOT_FOUND for an unknown node or column (the message lists those that are there),
     INVALID_ARGUMENT for a request that no window could answer, FAILED_PRECONDITION when the window
-    holds too little (the message says how many rows are needed and how many are there),
-    UNAVAILABLE while the store does not answer.
+    holds too little (the message says how many rows are needed and how many are there) or a column's
+    sensor cannot be read (its newest values are all 0 where 0 is no measurement), UNAVAILABLE while
+    the store does not answer.
     """
 
     @staticmethod
