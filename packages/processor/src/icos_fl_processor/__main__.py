@@ -1,12 +1,14 @@
 """``icos-fl-processor``: serve until SIGTERM or SIGINT."""
 
-import signal
 import sys
-import threading
 
 import structlog
-from icos_fl_timeseries_store import connect, logs
-from icos_fl_timeseries_store.settings import load_or_exit
+from icos_fl_service import logs
+from icos_fl_service.metrics import Metrics, MetricsAddressError
+from icos_fl_service.settings import load_or_exit
+from icos_fl_service.stop import stop_signals
+from icos_fl_timeseries_store import connect
+from icos_fl_timeseries_store.conditions import ExpectationsError, load_expectations
 
 from icos_fl_processor.server import ListenError, Server
 from icos_fl_processor.settings import ProcessorSettings
@@ -19,25 +21,29 @@ def main() -> None:
         raise SystemExit(0 if sys.argv[1] in ("-h", "--help") else 2)
     settings = load_or_exit(ProcessorSettings)
     logs.configure()
-    told_to_stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: told_to_stop.set())
+    told_to_stop = stop_signals()
     try:
         server = Server(
             lambda: connect(settings.store),
             settings.listen_address,
             settings.max_message_bytes,
             settings.watchers_max,
+            load_expectations(settings.expectations),
+            judging=settings.has_metrics,
         )
-    except ListenError as error:
+        metrics = Metrics(settings, "icos-fl-processor")
+    except (ListenError, MetricsAddressError, ExpectationsError) as error:
         print(error, file=sys.stderr)
-        raise SystemExit(1) from None
+        raise SystemExit(2 if isinstance(error, ExpectationsError) else 1) from None
     server.start()
     log = structlog.get_logger()
-    log.info("serving", address=settings.listen_address, port=server.port)
+    log.info(
+        "serving", address=settings.listen_address, port=server.port, metrics_port=metrics.port
+    )
     told_to_stop.wait()
     log.info("stopping")
     server.stop()
+    metrics.close()
 
 
 if __name__ == "__main__":

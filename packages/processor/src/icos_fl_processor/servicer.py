@@ -2,7 +2,7 @@
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
 
 import grpc
@@ -11,7 +11,7 @@ from icos_fl.processor.v1 import processor_service_pb2 as pb
 from icos_fl.processor.v1 import processor_service_pb2_grpc as pb_grpc
 from icos_fl_timeseries_store import InvalidRows, StoreUnavailable, UnknownNode
 
-from icos_fl_processor import convert
+from icos_fl_processor import convert, metrics
 from icos_fl_processor.errors import (
     ColumnUnavailable,
     InvalidSeries,
@@ -20,7 +20,8 @@ from icos_fl_processor.errors import (
     TooManyWatchers,
     UnknownColumn,
 )
-from icos_fl_processor.processor import Processor
+from icos_fl_processor.processor import Processor, Sequences, Update
+from icos_fl_processor.series import Part
 
 _STATUSES: dict[type[Exception], grpc.StatusCode] = {
     UnknownNode: grpc.StatusCode.NOT_FOUND,
@@ -44,7 +45,7 @@ class ProcessorServicer(pb_grpc.ProcessorServiceServicer):
     """
 
     def __init__(
-        self, processor: Callable[[], Processor], watchers_max: int, stopping: threading.Event
+        self, processor: Callable[[], Processor], watchers_max: int, stopping: Callable[[], bool]
     ) -> None:
         self._processor = processor
         self._watchers_max = watchers_max
@@ -78,11 +79,13 @@ class ProcessorServicer(pb_grpc.ProcessorServiceServicer):
             spec, parts = convert.spec(request.series), convert.parts(list(request.splits))
             if request.HasField("kept"):
                 update = processor.update(spec, request.kept.version, parts)
+                _count(update, parts)
                 yield convert.header(update)
                 yield from map(convert.piece, update.pieces)
                 yield from map(convert.run, update.runs)
                 return
             found = processor.sequences(spec, parts)
+            _count(found, parts)
             yield convert.header(found)
             yield from map(convert.chunk, found.chunks)
 
@@ -98,11 +101,11 @@ class ProcessorServicer(pb_grpc.ProcessorServiceServicer):
         with _statuses(context), self._watcher():
             changes = self._processor().watch(request.node, lambda: self._ended(context))
             yield from map(convert.change, changes)
-            if self._stopping.is_set():
+            if self._stopping():
                 raise StoreUnavailable("the processor is shutting down")
 
     def _ended(self, context: grpc.ServicerContext) -> bool:
-        return self._stopping.is_set() or not context.is_active()
+        return self._stopping() or not context.is_active()
 
     @contextlib.contextmanager
     def _watcher(self) -> Iterator[None]:
@@ -110,10 +113,19 @@ class ProcessorServicer(pb_grpc.ProcessorServiceServicer):
             raise TooManyWatchers(
                 f"{self._watchers_max} clients watch windows already, and that is the limit"
             )
+        metrics.WATCHERS.inc()
         try:
             yield
         finally:
+            metrics.WATCHERS.dec()
             self._watchers.release()
+
+
+def _count(found: Sequences | Update, parts: Sequence[Part]) -> None:
+    if Part.TRAIN in parts:
+        metrics.SEQUENCES.labels("train").inc(found.train_sequences)
+    if Part.VALIDATION in parts:
+        metrics.SEQUENCES.labels("validation").inc(found.validation_sequences)
 
 
 @contextlib.contextmanager
@@ -122,6 +134,8 @@ def _statuses(context: grpc.ServicerContext) -> Iterator[None]:
     try:
         yield
     except tuple(_STATUSES) as error:
+        if isinstance(error, StoreUnavailable):
+            metrics.STORE_ERRORS.inc()
         code = next(code for kind, code in _STATUSES.items() if isinstance(error, kind))
         _abort(context, code, str(error))
     except Exception:

@@ -1,11 +1,14 @@
 """Settings of the processor, from the environment."""
 
+from pathlib import Path
+
+from icos_fl_service.settings import ServiceSettings
 from icos_fl_timeseries_store import StoreSettings
 from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import SettingsConfigDict
 
 
-class ProcessorSettings(BaseSettings):
+class ProcessorSettings(ServiceSettings):
     """``ICOS_FL_PROCESSOR_*``, read once in ``__main__``."""
 
     model_config = SettingsConfigDict(
@@ -20,3 +23,5 @@ class ProcessorSettings(BaseSettings):
     """The largest message, either way. Clients receive 4 MiB by default."""
     watchers_max: int = Field(default=64, ge=1, le=1000)
     """Clients that may watch windows at once; each takes a thread."""
+    expectations: Path | None = None
+    """File that says what healthy windows look like; the defaults without it."""

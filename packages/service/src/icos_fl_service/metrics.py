@@ -1,0 +1,59 @@
+"""Prometheus metrics of a process: served over HTTP, and exported over OTLP where asked."""
+
+import contextlib
+from importlib.metadata import version
+
+from prometheus_client import REGISTRY, Gauge, start_http_server
+
+from icos_fl_service.settings import ServiceSettings, split_address
+
+_INFO = Gauge("icos_fl_service_info", "Always 1; which service this is", ["service", "version"])
+
+
+class MetricsAddressError(Exception):
+    """An address that no metrics can be served on, or an exporter that is not installed."""
+
+
+class Metrics:
+    """Serves the default registry as *settings* say, from now to ``close``; off where they are
+    empty.
+
+    *service* is the service's distribution. Raises MetricsAddressError.
+    """
+
+    def __init__(self, settings: ServiceSettings, service: str) -> None:
+        self.port: int | None = None
+        """Where ``/metrics`` is; None where it is off."""
+        self._ending = contextlib.ExitStack()
+        _INFO.labels(service, version(service)).set(1)
+        if settings.metrics_address:
+            self._serve(settings.metrics_address)
+        if settings.metrics_otlp_endpoint:
+            self._export(settings.metrics_otlp_endpoint, service)
+
+    def close(self) -> None:
+        """End; what was not exported yet is."""
+        self._ending.close()
+
+    def _serve(self, address: str) -> None:
+        host, port = split_address(address)
+        try:
+            server, thread = start_http_server(port, host)
+        except (OSError, OverflowError) as error:
+            raise MetricsAddressError(
+                f"cannot serve metrics on {address}: {getattr(error, 'strerror', None) or error}"
+            ) from None
+        self.port = server.server_port
+        self._ending.callback(thread.join)
+        self._ending.callback(server.server_close)
+        self._ending.callback(server.shutdown)
+
+    def _export(self, endpoint: str, service: str) -> None:
+        try:
+            from icos_fl_service.otlp import Export
+        except ImportError:
+            self.close()
+            raise MetricsAddressError(
+                f"cannot export metrics to {endpoint}: install icos-fl-service[otlp]"
+            ) from None
+        self._ending.callback(Export(REGISTRY, endpoint, service).close)

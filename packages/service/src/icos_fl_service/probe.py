@@ -1,0 +1,76 @@
+"""Asks again and again whether what a service needs is there."""
+
+import threading
+from collections.abc import Callable
+
+import structlog
+from prometheus_client import Counter, Gauge
+
+PROBE_SECONDS = 2.0
+"""How often is asked."""
+
+_READY = Gauge("icos_fl_service_ready", "1 while what the service needs answers, else 0")
+_FAILURES = Counter("icos_fl_service_probe_failures", "Probes that what the service needs failed")
+
+log = structlog.get_logger()
+
+
+class Probe:
+    """Calls *ask* every PROBE_SECONDS on a thread of its own, and *changed* with the answer.
+
+    What *ask* raises is a no; errors other than *expected* are logged with their traceback, and do
+    not end the probe either: else health would stay at its last word.
+    """
+
+    def __init__(
+        self,
+        ask: Callable[[], None],
+        changed: Callable[[bool], None],
+        expected: type[Exception] = OSError,
+        what: str = "store",
+    ) -> None:
+        self._ask = ask
+        self._changed = changed
+        self._expected = expected
+        self._what = what
+        self.why_not = f"the {what} has not answered yet"
+        """The last error of *ask*."""
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=f"{what} probe", daemon=True)
+        _READY.set(0)
+
+    def start(self) -> None:
+        """Ask from now on."""
+        self._thread.start()
+
+    def stop(self, patience_seconds: float) -> None:
+        """Ask no more, and wait for a question under way."""
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join(patience_seconds)
+        _READY.set(0)
+
+    def _run(self) -> None:
+        answered = None
+        while not self._stopping.is_set():
+            answers = self._answers()
+            _READY.set(answers)
+            if answers is not answered:
+                answered = answers
+                self._changed(answers)
+                if answers:
+                    log.info(f"{self._what} answers")
+                else:
+                    log.warning(f"{self._what} does not answer", reason=self.why_not)
+            self._stopping.wait(PROBE_SECONDS)
+
+    def _answers(self) -> bool:
+        try:
+            self._ask()
+        except Exception as error:
+            self.why_not = str(error)
+            _FAILURES.inc()
+            if not isinstance(error, self._expected):
+                log.exception(f"unexpected error of the {self._what}")
+            return False
+        return True
