@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from icos_fl_service.metrics import MetricsAddressError
+from icos_fl_service.settings import load_or_exit
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
@@ -24,7 +26,7 @@ from icos_fl_timeseries_store.conditions import (
 from icos_fl_timeseries_store.contract import Store
 from icos_fl_timeseries_store.errors import StoreError, StoreUnavailable
 from icos_fl_timeseries_store.services import SERVICES, ServiceSettings, StateFolderError, serve
-from icos_fl_timeseries_store.settings import StoreSettings, load_or_exit
+from icos_fl_timeseries_store.settings import StoreSettings
 from icos_fl_timeseries_store.watch import Report, Watcher, look, to_csv
 
 
@@ -44,7 +46,7 @@ def main() -> None:
     except ExpectationsError as error:
         print(f"icos-fl-store: {error}", file=sys.stderr)
         sys.exit(2)
-    except (StateFolderError, StoreError) as error:
+    except (StateFolderError, StoreError, MetricsAddressError) as error:
         sys.exit(f"icos-fl-store: {error}")
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

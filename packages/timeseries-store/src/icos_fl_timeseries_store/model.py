@@ -22,6 +22,7 @@ from icos_fl_timeseries_store.contract import (
     Values,
     WindowInfo,
 )
+from icos_fl_timeseries_store.metrics import measured
 
 _waiting: defaultdict[Any, set[asyncio.Future[None]]] = defaultdict(set)
 """Who waits for new rows, by object id. Not part of the objects: it ends with the process."""
@@ -55,6 +56,7 @@ class TimeSeriesData(DataClayObject):  # type: ignore[misc]
         return rows
 
     @activemethod  # type: ignore[untyped-decorator]
+    @measured
     async def append(
         self,
         columns: Sequence[str],
@@ -70,6 +72,7 @@ class TimeSeriesData(DataClayObject):  # type: ignore[misc]
         return appended
 
     @activemethod  # type: ignore[untyped-decorator]
+    @measured
     async def read(self, last: int | None = None, after: int | None = None) -> Rows:
         rows = await self._rows()
         return rows.read(last=last, after=after)
@@ -105,11 +108,13 @@ class ModelState(DataClayObject):  # type: ignore[misc]
         self.versions = {}
 
     @activemethod  # type: ignore[untyped-decorator]
+    @measured
     async def put(self, version: ModelVersion, best: bool) -> None:
         versions = await _load(self, "versions")
         self.versions = {**versions, "latest": version, **({"best": version} if best else {})}
 
     @activemethod  # type: ignore[untyped-decorator]
+    @measured
     async def get(self, which: str) -> ModelVersion | None:
         version: ModelVersion | None = (await _load(self, "versions")).get(which)
         return version

@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import valkey
+from icos_fl_service import settings as service_settings
+from icos_fl_service.metrics import Metrics
 from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import SettingsConfigDict
 
 from icos_fl_timeseries_store.errors import StoreUnavailable
 
@@ -23,7 +25,7 @@ SERVICES: tuple[Service, ...] = ("kv", "metadata", "backend", "proxy")
 KV_PATIENCE_SECONDS = 10
 
 
-class ServiceSettings(BaseSettings):
+class ServiceSettings(service_settings.ServiceSettings):
     """Where the services of one store listen, and where they keep what they store."""
 
     model_config = SettingsConfigDict(
@@ -81,6 +83,7 @@ def serve(service: Service, settings: ServiceSettings) -> None:
     warnings.filterwarnings("ignore", message='directory "/run/secrets" does not exist')
     if service == "backend":
         _flush_before_leaving()
+        Metrics(settings, "icos-fl-timeseries-store")  # ends with the process
     if service == "proxy":  # it has no state, and no end of its own for SIGTERM
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     sys.argv = [f"dataclay.{service}"]
@@ -160,6 +163,9 @@ def _dataclay_environment(settings: ServiceSettings, folder: Path | None) -> dic
     }
     if folder is not None:
         environment["DATACLAY_STORAGE_PATH"] = str(folder)
+        # dataClay's own metrics server listens on all addresses; ours serves its gauges too.
+        environment["DATACLAY_METRICS"] = str(settings.has_metrics)
+        environment["DATACLAY_METRICS_EXPORTER"] = "none"
     return environment
 
 
