@@ -29,7 +29,6 @@ _ROWS = Counter(
 def measured(call: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]:
     """*call*, with its time, its errors, and where it appends, its rows counted."""
     name = call.__qualname__.partition(".")[0] + "." + call.__name__
-    seconds = _SECONDS.labels(name)
 
     @functools.wraps(call)
     async def counted(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -39,7 +38,7 @@ def measured(call: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]:
         except Exception as error:
             _ERRORS.labels(name, type(error).__name__).inc()
             raise
-        seconds.observe(time.perf_counter() - began)
+        _SECONDS.labels(name).observe(time.perf_counter() - began)
         if isinstance(result, Appended):
             for kind in ("added", "merged", "too_old", "removed"):
                 _ROWS.labels(kind).inc(getattr(result, kind))
