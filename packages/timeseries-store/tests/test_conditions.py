@@ -164,8 +164,10 @@ def test_a_column_that_stopped_while_rows_go_on_is_silent():
     assert told(window) == [("silent", "cpu")]
 
 
-def test_a_column_that_never_had_a_value_is_silent():
-    assert told(rows(EVERY_3_S, power=np.full(300, NAN), cpu=live(300))) == [("silent", "power")]
+def test_a_column_that_never_had_a_value_is_silent_where_it_is_counted_on():
+    window = rows(EVERY_3_S, power=np.full(300, NAN), cpu=live(300))
+    assert told(window) == []
+    assert told(window, Expectations(columns={"power": {}})) == [("silent", "power")]
 
 
 @pytest.mark.parametrize(("missing", "found"), [(15, []), (16, [("nan", "cpu")])])

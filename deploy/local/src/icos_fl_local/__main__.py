@@ -112,8 +112,11 @@ def _status(arguments: argparse.Namespace) -> int:
 def _watch(arguments: argparse.Namespace) -> int:
     from icos_fl_local import commands
 
-    return commands.store_command(
-        StateFolder(arguments.state_dir), ["watch", *filter(None, [arguments.node])]
+    given = [f"--{name}" for name in ("json", "once") if getattr(arguments, name)]
+    if arguments.expectations:
+        given += ["--expectations", str(arguments.expectations)]
+    return commands.watch(
+        StateFolder(arguments.state_dir), [*given, *filter(None, [arguments.node])]
     )
 
 
@@ -296,8 +299,22 @@ def _parser() -> argparse.ArgumentParser:
     doctor_command = add("doctor", "look whether this machine is fit for a deployment")
     add_json(doctor_command)
     add_ports(doctor_command)
-    add_json(add("status", "what runs, and how it is: exit status 0 healthy, 1 not, 3 not running"))
-    add("watch", "what comes into the windows").add_argument("node", nargs="?", metavar="NODE")
+    add_json(
+        add(
+            "status",
+            "what runs, and how it is: exit status 0 healthy, 1 not, 3 not running, "
+            "10 to 16 something is wrong with a window",
+        )
+    )
+    watch = add("watch", "what comes into the windows, and what is wrong with them")
+    watch.add_argument("node", nargs="?", metavar="NODE")
+    watch.add_argument("--json", action="store_true", help="one JSON object a line")
+    watch.add_argument(
+        "--once", action="store_true", help="look once; the exit status says what is wrong"
+    )
+    watch.add_argument(
+        "--expectations", type=Path, metavar="FILE", help="thresholds, and ranges of columns (TOML)"
+    )
     window = add("window", "the rows that the store holds of a node")
     window.add_argument("node", metavar="NODE")
     window.add_argument("--csv", action="store_true", help="as CSV: time_unix_s, then the columns")

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from typing import Any
 import psutil
 
 from icos_fl_local import run, run_config
-from icos_fl_local.deployment import SERVICES, Deployment, module, serving, tcp
+from icos_fl_local.deployment import HOST, SERVICES, Deployment, module, serving, tcp
 from icos_fl_local.errors import LocalError, UsageError
 from icos_fl_local.processor_client import ProcessorClient
 from icos_fl_local.progress import Progress, to
@@ -31,10 +32,15 @@ from icos_fl_local.up import (
 
 _DOWN_SECONDS = 90.0
 _LOG_LINES = 20
+_WATCH_SECONDS = 30.0
 
 
 def status(state: StateFolder, *, as_json: bool) -> int:
-    """Print each component, the windows and the last run; return 0 if healthy, 1 if not."""
+    """Print each component, the windows and the last run.
+
+    Return 0 if nothing is wrong, 1 if a component or the last run is not well, and else, where
+    something is wrong with a window, what ``icos-fl-store watch --once`` returns for it.
+    """
     description = state.read_running()
     deployment = _deployment(state, description)
     components = {
@@ -42,6 +48,7 @@ def status(state: StateFolder, *, as_json: bool) -> int:
         for name, facts in description["components"].items()
     }
     rows, problem = _rows(deployment)
+    conditions, worst = _conditions(deployment, description)
     last = _last_run(state, description["started_unix_s"])
     healthy = (
         description["state"] == "running"
@@ -51,30 +58,30 @@ def status(state: StateFolder, *, as_json: bool) -> int:
     )
     found = {
         "state": description["state"],
-        "healthy": healthy,
+        "healthy": healthy and not worst,
         "pid": description["pid"],
         "source": description["source"],
         "metrics": description["metrics"],
         "components": components,
         "rows": rows,
+        "conditions": conditions,
         "problem": problem,
         "run": last,
     }
     print(json.dumps(found) if as_json else _status_text(found))
-    return 0 if healthy else 1
+    return worst if healthy else 1
+
+
+def watch(state: StateFolder, arguments: Sequence[str]) -> int:
+    """Hand over to ``icos-fl-store watch`` of this deployment; does not return."""
+    return store_command(state, ["watch", *_recorded(state.read_running()), *arguments])
 
 
 def store_command(state: StateFolder, arguments: Sequence[str]) -> int:
     """Hand over to ``icos-fl-store`` of this deployment; does not return."""
     deployment = _deployment(state, state.read_running())
-    return _become(
-        deployment,
-        (*module("icos_fl_timeseries_store"), *arguments),
-        {
-            "ICOS_FL_STORE_HOST": "127.0.0.1",
-            "ICOS_FL_STORE_METADATA_PORT": str(deployment.ports["metadata"]),
-        },
-    )
+    command = (*module("icos_fl_timeseries_store"), *arguments)
+    return _become(deployment, command, _store_env(deployment))
 
 
 def forecast(state: StateFolder, node: str | None, *, as_json: bool) -> int:
@@ -185,6 +192,38 @@ def _rows(deployment: Deployment) -> tuple[dict[str, int], str]:
     return {node: windows[node].rows if node in windows else 0 for node in deployment.nodes}, ""
 
 
+def _conditions(
+    deployment: Deployment, description: dict[str, Any]
+) -> tuple[dict[str, list[dict[str, str]]], int]:
+    """What is wrong with each node's window, and the exit status that says the worst of it."""
+    command = (*module("icos_fl_timeseries_store"), "watch", "--once", "--json")
+    try:
+        done = subprocess.run(
+            [*command, *_recorded(description)],
+            env=deployment.env() | _store_env(deployment),
+            capture_output=True,
+            text=True,
+            timeout=_WATCH_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return {}, 1
+    reports = [json.loads(line) for line in done.stdout.splitlines()]
+    return {report["node"]: report["conditions"] for report in reports}, done.returncode
+
+
+def _recorded(description: dict[str, Any]) -> list[str]:
+    """Rows of a replay are as old as its traces: that is no fault of theirs."""
+    return ["--recorded"] if description["source"] == "replay" else []
+
+
+def _store_env(deployment: Deployment) -> dict[str, str]:
+    return {
+        "ICOS_FL_STORE_HOST": HOST,
+        "ICOS_FL_STORE_METADATA_PORT": str(deployment.ports["metadata"]),
+    }
+
+
 def _last_run(state: StateFolder, since_unix_s: float) -> dict[str, Any] | None:
     folder = state.last_run(since_unix_s)
     history = run.read_history(folder / "history.json") if folder else None
@@ -208,6 +247,9 @@ def _status_text(found: dict[str, Any]) -> str:
         lines.append(f"  {word} {name}: pid {facts['pid'] or '-'}, port {facts['port']}")
     for node, rows in found["rows"].items():
         lines.append(f"  window of {node}: {rows:,} rows")
+        for wrong in found["conditions"].get(node, []):
+            what = " ".join(filter(None, [wrong["column"], wrong["condition"]]))
+            lines.append(f"    {what}: {wrong['reason']}")
     if found["problem"]:
         lines.append(f"  {found['problem']}")
     last = found["run"]

@@ -96,7 +96,7 @@ class Expectations(_Model):
     missing_share_max: float = Field(default=0.05, gt=0, lt=1, strict=True)
     """Of the recent rows, and of a column's values in them."""
     columns: dict[str, ColumnExpectations] = Field(default_factory=dict)
-    """By name."""
+    """By name. Who names a column counts on it: it is silent where a window has no value of it."""
 
     def of(self, column: str, unit: str) -> ColumnExpectations:
         """Those of a column, the defaults of its *unit* filled in."""
@@ -209,8 +209,10 @@ def _of_column(
 ) -> list[Finding]:
     of_column = expected.of(column, unit)
     there_t = ~np.isnan(values_t)
-    if not there_t.any():
-        return [Finding(Condition.SILENT, column, f"no value in {len(values_t)} rows")]
+    if not there_t.any():  # such as power, which not every node can measure
+        counted_on = column in expected.columns
+        reason = f"no value in {len(values_t)} rows"
+        return [Finding(Condition.SILENT, column, reason)] if counted_on else []
     limit = max(expected.late_seconds, LATE_FACTOR * _distance(times_t[there_t]))
     late = (times_t[-1] - times_t[there_t][-1]) / _SECOND_NS
     if late > limit:
