@@ -1,0 +1,37 @@
+"""The /metrics of a service, over real HTTP."""
+
+import socket
+import urllib.error
+import urllib.request
+
+import pytest
+from icos_fl_service.metrics import Metrics, MetricsAddressError
+from icos_fl_service.settings import ServiceSettings
+
+
+def scrape(port: int) -> str:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+        return answer.read().decode()
+
+
+def test_metrics_are_served_until_the_end():
+    metrics = Metrics(ServiceSettings(metrics_address="127.0.0.1:0"), "icos-fl-service")
+    assert 'icos_fl_service_info{service="icos-fl-service",version="' in scrape(metrics.port)
+    metrics.close()
+    with pytest.raises(urllib.error.URLError):
+        scrape(metrics.port)
+
+
+def test_without_an_address_nothing_is_served():
+    metrics = Metrics(ServiceSettings(), "icos-fl-service")
+    assert metrics.port is None
+    metrics.close()
+
+
+@pytest.mark.parametrize("port", [None, 70_000])
+def test_an_address_that_cannot_be_used_is_one_line(port):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{port or taken.getsockname()[1]}"
+        with pytest.raises(MetricsAddressError) as caught:
+            Metrics(ServiceSettings(metrics_address=address), "icos-fl-service")
+    assert str(caught.value).startswith(f"cannot serve metrics on {address}: ")
