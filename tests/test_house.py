@@ -47,6 +47,7 @@ def test_tool_finds_nothing(command: tuple[str, ...]):
         ("icos_fl_server", "import torch", "torch in fl-client alone"),
         ("icos_fl_processor", "import dataclay", "dataClay in timeseries-store alone"),
         ("icos_fl_timeseries_store", "import icos_fl_processor", "Layers"),
+        ("icos_fl_service", "import icos_fl_timeseries_store", "Layers"),
         ("icos_fl_local", "import icos_fl_client", "The launcher starts services"),
     ],
 )

@@ -194,3 +194,23 @@ def test_a_store_that_does_not_answer_is_no_lack_of_rows():
             client.nodes()
     finally:
         server.stop(0)
+
+
+def test_a_dead_power_sensor_is_said_and_the_other_metric_is_learned(store, client):
+    # 41 rows of exactly 0 W last ten minutes.
+    values = noise(41)
+    values[:, 1] = 0
+    append(store, values)
+    power, cpu = replace(QUERY, features=()), replace(QUERY, metric="cpu", features=())
+    reason = "'power' of node 'a' is unavailable: exactly 0 for 600 s"
+    with pytest.raises(NoSequences, match=reason):
+        client.train_sequences(power)
+    with pytest.raises(NoSequences, match=reason):
+        client.sequences(power)
+    assert client.sequences(cpu).train_sequences == 25
+    append(store, noise(8), first_step=41)
+    # The zeros are no steps: of the 8 real ones 6 are for training, one sequence.
+    learned = client.sequences(power)
+    (train,) = learned.train
+    assert learned.train_sequences == 1
+    assert learned.scale.restore(train.rows_tf[:, 0]).min() > 10

@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
-from icos_fl_local import traces
+from icos_fl_local import replay, traces
 
 UP_SECONDS = 200.0
 STOP_SECONDS = 60.0
@@ -183,6 +184,29 @@ def test_another_run_goes_on_from_the_checkpoints(kept: Kept) -> None:
     result = json.loads(out)
     assert result["run_config"]["resume"].endswith("runs/0001/checkpoints")
     assert result["history"]["state"] == "finished"
+
+
+def test_status_names_a_sensor_that_cannot_be_read_until_it_can(kept: Kept) -> None:
+    command_line, _ = kept
+    running = json.loads((command_line.folder / ".icos-fl" / "deployment.json").read_text())
+    bridge = f"127.0.0.1:{running['components']['bridge']['port']}"
+
+    def send(at_s: range, power: float) -> None:
+        values = np.array([[power, 20.0 + at % 7] for at in at_s])
+        times = 1_700_000_000 + np.array(at_s)
+        columns = ("power_w", "cpu_percent")
+        trace = traces.Trace("edge-dead", columns, ("W", "%"), times, values)
+        replay.send([trace], bridge, lambda *_: None)
+
+    send(range(0, 601, 30), power=0.0)
+    status, out = command_line.run("status", "--json")
+    (wrong,) = json.loads(out)["conditions"]["edge-dead"]
+    assert status == 12
+    assert (wrong["condition"], wrong["column"]) == ("unavailable", "power_consumption")
+    assert wrong["reason"].startswith("exactly 0 for 600 s")
+    assert command_line.run("watch", "edge-dead", "--once")[0] == 12
+    send(range(630, 691, 30), power=21.0)
+    assert command_line.run("status")[0] == 0
 
 
 @pytest.mark.parametrize("stage", ["valkey: up", "window of"])

@@ -48,7 +48,7 @@ def status(state: StateFolder, *, as_json: bool) -> int:
         for name, facts in description["components"].items()
     }
     rows, problem = _rows(deployment)
-    conditions, worst = _conditions(deployment, description)
+    conditions, worst = _conditions(state, deployment, description)
     last = _last_run(state, description["started_unix_s"])
     healthy = (
         description["state"] == "running"
@@ -74,7 +74,7 @@ def status(state: StateFolder, *, as_json: bool) -> int:
 
 def watch(state: StateFolder, arguments: Sequence[str]) -> int:
     """Hand over to ``icos-fl-store watch`` of this deployment; does not return."""
-    return store_command(state, ["watch", *_recorded(state.read_running()), *arguments])
+    return store_command(state, ["watch", *_judged_by(state, state.read_running()), *arguments])
 
 
 def store_command(state: StateFolder, arguments: Sequence[str]) -> int:
@@ -193,13 +193,13 @@ def _rows(deployment: Deployment) -> tuple[dict[str, int], str]:
 
 
 def _conditions(
-    deployment: Deployment, description: dict[str, Any]
+    state: StateFolder, deployment: Deployment, description: dict[str, Any]
 ) -> tuple[dict[str, list[dict[str, str]]], int]:
     """What is wrong with each node's window, and the exit status that says the worst of it."""
     command = (*module("icos_fl_timeseries_store"), "watch", "--once", "--json")
     try:
         done = subprocess.run(
-            [*command, *_recorded(description)],
+            [*command, *_judged_by(state, description)],
             env=deployment.env() | _store_env(deployment),
             capture_output=True,
             text=True,
@@ -212,9 +212,11 @@ def _conditions(
     return {report["node"]: report["conditions"] for report in reports}, done.returncode
 
 
-def _recorded(description: dict[str, Any]) -> list[str]:
-    """Rows of a replay are as old as its traces: that is no fault of theirs."""
-    return ["--recorded"] if description["source"] == "replay" else []
+def _judged_by(state: StateFolder, description: dict[str, Any]) -> list[str]:
+    """Options of watch. Rows of a replay are as old as its traces: that is no fault of theirs."""
+    recorded = ["--recorded"] if description["source"] == "replay" else []
+    file = ["--expectations", str(state.expectations)] if state.expectations.exists() else []
+    return [*recorded, *file]
 
 
 def _store_env(deployment: Deployment) -> dict[str, str]:

@@ -145,6 +145,8 @@ class Deployment:
         processor = {
             "ICOS_FL_PROCESSOR_LISTEN_ADDRESS": self.address("processor"),
         } | self.store_env("ICOS_FL_PROCESSOR")
+        if self.state.expectations.exists():
+            processor["ICOS_FL_PROCESSOR_EXPECTATIONS"] = str(self.state.expectations)
         after = ("backend", "proxy")
         return [
             self._component("bridge", module("icos_fl_otlp_bridge"), bridge, serving, after),

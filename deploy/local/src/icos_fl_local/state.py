@@ -22,6 +22,8 @@ class StateFolder:
         self.logs = self.folder / "logs"
         self.runs = self.folder / "runs"
         self.flower = self.folder / "flwr"
+        self.expectations = self.folder / "expectations.toml"
+        """What healthy windows look like, if the user has written it."""
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
