@@ -129,6 +129,7 @@ def test_a_report_is_json_with_the_conditions():
     assert json.loads(json.dumps(report.as_dict()))["conditions"] == [
         {
             "condition": "silent",
+            "exit_status": 10,
             "column": "",
             "reason": "no window of node 'a'; nodes with a window: none",
         }

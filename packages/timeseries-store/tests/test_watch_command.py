@@ -2,6 +2,7 @@
 
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -11,15 +12,15 @@ import uuid
 import numpy as np
 import pytest
 from icos_fl_timeseries_store import connect
-from icos_fl_timeseries_store.testing import free_port
+from icos_fl_timeseries_store.testing import free_port, store_processes
 
 
-def command(settings, *arguments):
+def command(settings, *arguments, stdout=subprocess.PIPE):
     environment = {"ICOS_FL_STORE_METADATA_PORT": str(settings.port)}
     return subprocess.Popen(
         [sys.executable, "-m", "icos_fl_timeseries_store", "watch", *arguments],
         env={**os.environ, **environment},
-        stdout=subprocess.PIPE,
+        stdout=stdout,
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -105,4 +106,48 @@ def test_json_lines_come_as_rows_come(dataclay_settings, store, feed):
     finally:
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=30)
+    assert process.returncode == 130
+
+
+def test_on_a_terminal_the_view_is_drawn_anew(dataclay_settings, store, feed):
+    node = feed(cpu=np.arange(10))
+    terminal, theirs = pty.openpty()
+    process = command(dataclay_settings, node, "--interval", "60", stdout=theirs)
+    os.close(theirs)
+    try:
+        shown = read_until(terminal, "10 rows")
+        assert "\x1b[" in shown
+        store.window(node).append(["cpu"], np.array([time.time_ns()]), np.array([[1.0]]))
+        read_until(terminal, "11 rows")
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=30)
+        os.close(terminal)
+    assert process.returncode == 130
+
+
+def read_until(terminal: int, text: str) -> str:
+    """What comes until *text* is in it; the terminal ends with the process."""
+    shown = ""
+    while text not in shown:
+        shown += os.read(terminal, 65536).decode(errors="replace")
+    return shown
+
+
+def test_a_watch_goes_on_while_the_store_is_away(tmp_path):
+    with store_processes(tmp_path) as running:
+        with connect(running.settings) as store:
+            store.create_window("a").append(["cpu"], np.array([10**9]), np.array([[1.0]]))
+        process = command(running.settings, "a", "--json", "--interval", "0.5", "--recorded")
+        try:
+            assert json.loads(process.stdout.readline())["rows"] == 1
+            running.processes["backend"].terminate()
+            running.processes["backend"].wait(40)
+            lines = map(json.loads, process.stdout)
+            assert next(line["problem"] for line in lines if "problem" in line)
+            running.start("backend")
+            assert next(line["rows"] for line in lines if "rows" in line) == 1
+        finally:
+            process.send_signal(signal.SIGINT)
+            process.communicate(timeout=30)
     assert process.returncode == 130

@@ -48,7 +48,9 @@ def status(state: StateFolder, *, as_json: bool) -> int:
         for name, facts in description["components"].items()
     }
     rows, problem = _rows(deployment)
-    conditions, worst = _conditions(state, deployment, description)
+    conditions, unknown = _conditions(state, deployment, description)
+    problem = problem or unknown
+    worst = min((found[0]["exit_status"] for found in conditions.values() if found), default=0)
     last = _last_run(state, description["started_unix_s"])
     healthy = (
         description["state"] == "running"
@@ -194,8 +196,8 @@ def _rows(deployment: Deployment) -> tuple[dict[str, int], str]:
 
 def _conditions(
     state: StateFolder, deployment: Deployment, description: dict[str, Any]
-) -> tuple[dict[str, list[dict[str, str]]], int]:
-    """What is wrong with each node's window, and the exit status that says the worst of it."""
+) -> tuple[dict[str, list[dict[str, Any]]], str]:
+    """What is wrong with each node's window, worst first, and what is in the way of knowing."""
     command = (*module("icos_fl_timeseries_store"), "watch", "--once", "--json")
     try:
         done = subprocess.run(
@@ -207,9 +209,11 @@ def _conditions(
             check=False,
         )
     except subprocess.TimeoutExpired:
-        return {}, 1
+        return {}, f"the store does not tell its windows within {_WATCH_SECONDS:g} s"
     reports = [json.loads(line) for line in done.stdout.splitlines()]
-    return {report["node"]: report["conditions"] for report in reports}, done.returncode
+    told = {report["node"]: report["conditions"] for report in reports}
+    problem = done.stderr.strip() if done.returncode in (1, 2) else ""
+    return {node: told[node] for node in deployment.nodes if node in told}, problem
 
 
 def _judged_by(state: StateFolder, description: dict[str, Any]) -> list[str]:

@@ -57,9 +57,14 @@ class Finding:
     reason: str
     """With the numbers and the limit."""
 
-    def as_dict(self) -> dict[str, str]:
+    def as_dict(self) -> dict[str, str | int]:
         """For JSON."""
-        return {"condition": self.condition.word, "column": self.column, "reason": self.reason}
+        return {
+            "condition": self.condition.word,
+            "exit_status": self.condition.value,
+            "column": self.column,
+            "reason": self.reason,
+        }
 
 
 class _Model(BaseModel):
