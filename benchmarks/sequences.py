@@ -40,7 +40,8 @@ from icos_fl_client.kept import KeptSteps
 from icos_fl_client.processor_client import ProcessorClient, Query
 from icos_fl_processor import sliding_windows
 from icos_fl_processor.server import Server
-from icos_fl_timeseries_store import MemoryStore, logs
+from icos_fl_service import logs
+from icos_fl_timeseries_store import MemoryStore
 from torch.utils.data import DataLoader, Dataset
 
 ROWS = 100_000

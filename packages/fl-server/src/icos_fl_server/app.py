@@ -5,7 +5,7 @@ from pathlib import Path
 import structlog
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
-from icos_fl_timeseries_store import logs
+from icos_fl_service import logs
 
 from icos_fl_server.checkpoints import Checkpoints
 from icos_fl_server.errors import ServerError

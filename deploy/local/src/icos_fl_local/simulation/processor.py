@@ -12,7 +12,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from icos_fl_processor.server import Server
-from icos_fl_timeseries_store import MemoryStore, logs
+from icos_fl_service import logs
+from icos_fl_timeseries_store import MemoryStore
 
 from icos_fl_local.simulation.parts import virtual_nodes
 from icos_fl_local.traces import Trace, column_of, load
