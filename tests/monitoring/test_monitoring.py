@@ -94,7 +94,8 @@ def test_every_alert_must_last_and_says_what_to_do():
 class Scraped:
     """Services that run, and a Prometheus that scrapes them."""
 
-    def __init__(self, ports: dict[str, int], prometheus: int | None) -> None:
+    def __init__(self, folder: Path, ports: dict[str, int], prometheus: int | None) -> None:
+        self.folder = folder
         self._ports = ports
         self._prometheus = prometheus
 
@@ -173,6 +174,7 @@ def scraped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scraped]:
     with contextlib.ExitStack() as stack:
         patch = stack.enter_context(pytest.MonkeyPatch.context())
         patch.setenv("ICOS_FL_STORE_METRICS_ADDRESS", addresses["store"])
+        patch.setenv("ICOS_FL_STORE_LOG_LEVEL", "INFO")
         settings = stack.enter_context(store_processes(folder / "store")).settings
         with connect(settings) as store:
             times = time.time_ns() - np.arange(200)[::-1] * 3_000_000_000
@@ -194,7 +196,7 @@ def scraped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scraped]:
                 f"--web.listen-address=127.0.0.1:{prometheus}",
             )
             stack.enter_context(process(*command, log=folder / "prometheus.log"))
-        found = Scraped(ports, prometheus)
+        found = Scraped(folder, ports, prometheus)
         for service in SERVICES:
             until(lambda service=service: found.text(service), f"{service} serves no metrics")
         yield found
@@ -249,3 +251,14 @@ def test_our_metrics_have_names_and_help_as_prometheus_wants_them(scraped: Scrap
         # Of a client library's own choice, and not for scraping.
         ours = [line for line in ours if "_created" not in line]
         promtool("check", "metrics", given="\n".join(ours) + "\n")
+
+
+def test_logs_are_json_lines_those_of_dataclay_too(scraped: Scraped):
+    files = {
+        "processor": scraped.folder / "processor.log",
+        "backend": scraped.folder / "store/backend.log",
+        "metadata": scraped.folder / "store/metadata.log",
+    }
+    told = {name: [json.loads(line) for line in file.open()] for name, file in files.items()}
+    assert "serving" in {line["event"] for line in told["processor"]}
+    assert any(line["logger"].startswith("dataclay") for line in told["backend"])

@@ -21,6 +21,7 @@ def main() -> None:
         raise SystemExit(0 if sys.argv[1] in ("-h", "--help") else 2)
     settings = load_or_exit(ProcessorSettings)
     logs.configure()
+    logs.configure_libraries()
     told_to_stop = stop_signals()
     try:
         server = Server(

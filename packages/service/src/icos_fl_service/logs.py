@@ -4,21 +4,42 @@ import logging
 import sys
 
 import structlog
+from structlog.stdlib import ProcessorFormatter
 
 
 def configure(level: str = "INFO") -> None:
     """Set up structlog on standard error. The event is a constant phrase; facts are keys."""
-    processors: list[structlog.typing.Processor] = [
+    structlog.configure(
+        processors=[*_facts(), *_rendering()],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level]),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+
+
+def configure_libraries(level: str = "WARNING") -> None:
+    """The same for what libraries tell by Python's logging, such as gRPC and dataClay.
+
+    For a process of our own, before their import: where the root logger is set up, nothing changes.
+    """
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        ProcessorFormatter(
+            processors=[ProcessorFormatter.remove_processors_meta, *_rendering()],
+            foreign_pre_chain=[structlog.stdlib.add_logger_name, *_facts()],
+        )
+    )
+    logging.basicConfig(level=level, handlers=[handler])
+
+
+def _facts() -> list[structlog.typing.Processor]:
+    return [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
+
+
+def _rendering() -> list[structlog.typing.Processor]:
     if sys.stderr.isatty():
-        processors.append(structlog.dev.ConsoleRenderer())
-    else:
-        processors += [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
-    structlog.configure(
-        processors=processors,
-        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level]),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )
+        return [structlog.dev.ConsoleRenderer()]
+    return [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]

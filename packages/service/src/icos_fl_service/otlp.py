@@ -113,6 +113,6 @@ def _histogram(
         sum=parts["sum"],
         bucket_counts=[int(count - less) for (_, count), less in zip(bounds, below, strict=True)],
         explicit_bounds=[bound for bound, _ in bounds[:-1]],
-        min=float("inf"),
-        max=float("-inf"),
+        min=None,  # type: ignore[arg-type]
+        max=None,  # type: ignore[arg-type]
     )

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import valkey
+from icos_fl_service import logs
 from icos_fl_service import settings as service_settings
 from icos_fl_service.metrics import Metrics
 from pydantic import Field
@@ -79,6 +80,7 @@ def serve(service: Service, settings: ServiceSettings) -> None:
     folder = usable_folder(settings.state_dir / "objects") if service == "backend" else None
     os.environ.update(_dataclay_environment(settings, folder))
     _prepare_kv(folder, settings)
+    logs.configure_libraries(settings.log_level)
     # dataClay's settings look for secrets in a folder that only containers have.
     warnings.filterwarnings("ignore", message='directory "/run/secrets" does not exist')
     if service == "backend":

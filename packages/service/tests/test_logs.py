@@ -1,0 +1,38 @@
+"""Logs as a process without a terminal writes them: each line is JSON."""
+
+import json
+import subprocess
+import sys
+
+PROGRAM = """
+import logging
+import structlog
+from icos_fl_service import logs
+logs.configure("INFO")
+logs.configure_libraries()
+structlog.get_logger().info("store answers", port=1)
+structlog.get_logger().debug("not told")
+logging.getLogger("grpc._server").warning("%s is %s", "it", "late")
+logging.getLogger("grpc._server").info("not told")
+try:
+    1 / 0
+except ZeroDivisionError:
+    structlog.get_logger().exception("unexpected")
+    logging.getLogger("dataclay").exception("unexpected there")
+"""
+
+
+def test_every_line_is_json_whoever_tells_it():
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=60, check=True
+    )
+    answers, late, ours, theirs = map(json.loads, done.stderr.splitlines())
+    assert (answers["event"], answers["port"], answers["level"]) == ("store answers", 1, "info")
+    assert answers["timestamp"].endswith("Z")
+    assert (late["event"], late["logger"], late["level"]) == (
+        "it is late",
+        "grpc._server",
+        "warning",
+    )
+    for line in (ours, theirs):
+        assert line["exception"][0]["exc_type"] == "ZeroDivisionError"
