@@ -6,7 +6,6 @@ import urllib.request
 
 import pytest
 from icos_fl_service.metrics import Metrics, MetricsAddressError
-from icos_fl_service.settings import ServiceSettings
 
 
 def scrape(port: int) -> str:
@@ -15,7 +14,7 @@ def scrape(port: int) -> str:
 
 
 def test_metrics_are_served_until_the_end():
-    metrics = Metrics(ServiceSettings(metrics_address="127.0.0.1:0"), "icos-fl-service")
+    metrics = Metrics("icos-fl-service", "127.0.0.1:0")
     assert 'icos_fl_service_info{service="icos-fl-service",version="' in scrape(metrics.port)
     metrics.close()
     with pytest.raises(urllib.error.URLError):
@@ -23,7 +22,7 @@ def test_metrics_are_served_until_the_end():
 
 
 def test_without_an_address_nothing_is_served():
-    metrics = Metrics(ServiceSettings(), "icos-fl-service")
+    metrics = Metrics("icos-fl-service")
     assert metrics.port is None
     metrics.close()
 
@@ -33,5 +32,5 @@ def test_an_address_that_cannot_be_used_is_one_line(port):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{port or taken.getsockname()[1]}"
         with pytest.raises(MetricsAddressError) as caught:
-            Metrics(ServiceSettings(metrics_address=address), "icos-fl-service")
+            Metrics("icos-fl-service", address)
     assert str(caught.value).startswith(f"cannot serve metrics on {address}: ")

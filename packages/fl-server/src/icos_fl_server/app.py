@@ -7,6 +7,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from icos_fl_service import logs
 
+from icos_fl_server import metrics
 from icos_fl_server.checkpoints import Checkpoints
 from icos_fl_server.errors import ServerError
 from icos_fl_server.federation import Federation
@@ -34,7 +35,8 @@ def main(grid: Grid, context: Context) -> None:
         tracking = Tracking(config.metric, dict(raw), enabled=config.use_wandb)
         checkpoints = Checkpoints(folder / "checkpoints", raw)
         states = ModelStates(config.store, raw)
-        Federation(grid, config, history, checkpoints, tracking, states).run()
+        with metrics.told(history.facts, config.metrics_address):
+            Federation(grid, config, history, checkpoints, tracking, states).run()
     except BaseException as error:
         reason = _reason(error)
         history.end("failed", reason)

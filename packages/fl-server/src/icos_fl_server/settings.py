@@ -78,6 +78,7 @@ class RunConfig(BaseModel):
     resume: str = ""
     result_dir: Path = Path("icos-fl-results")
     store_address: Annotated[str, AfterValidator(_address)] = ""
+    metrics_address: Annotated[str, AfterValidator(_address)] = ""
     use_wandb: bool = False
     seed: int = 0
 

@@ -32,7 +32,9 @@ def main() -> None:
             load_expectations(settings.expectations),
             judging=settings.has_metrics,
         )
-        metrics = Metrics(settings, "icos-fl-processor")
+        metrics = Metrics(
+            "icos-fl-processor", settings.metrics_address, settings.metrics_otlp_endpoint
+        )
     except (ListenError, MetricsAddressError, ExpectationsError) as error:
         print(error, file=sys.stderr)
         raise SystemExit(2 if isinstance(error, ExpectationsError) else 1) from None

@@ -5,7 +5,7 @@ from importlib.metadata import version
 
 from prometheus_client import REGISTRY, Gauge, start_http_server
 
-from icos_fl_service.settings import ServiceSettings, split_address
+from icos_fl_service.settings import split_address
 
 _INFO = Gauge("icos_fl_service_info", "Always 1; which service this is", ["service", "version"])
 
@@ -15,21 +15,21 @@ class MetricsAddressError(Exception):
 
 
 class Metrics:
-    """Serves the default registry as *settings* say, from now to ``close``; off where they are
-    empty.
+    """Serves the default registry on *address* (host:port; port 0 takes a free one), and exports it
+    to *otlp_endpoint*, from now to ``close``; what is empty is off.
 
     *service* is the service's distribution. Raises MetricsAddressError.
     """
 
-    def __init__(self, settings: ServiceSettings, service: str) -> None:
+    def __init__(self, service: str, address: str = "", otlp_endpoint: str = "") -> None:
         self.port: int | None = None
         """Where ``/metrics`` is; None where it is off."""
         self._ending = contextlib.ExitStack()
         _INFO.labels(service, version(service)).set(1)
-        if settings.metrics_address:
-            self._serve(settings.metrics_address)
-        if settings.metrics_otlp_endpoint:
-            self._export(settings.metrics_otlp_endpoint, service)
+        if address:
+            self._serve(address)
+        if otlp_endpoint:
+            self._export(otlp_endpoint, service)
 
     def close(self) -> None:
         """End; what was not exported yet is."""

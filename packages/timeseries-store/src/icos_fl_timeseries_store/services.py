@@ -85,7 +85,10 @@ def serve(service: Service, settings: ServiceSettings) -> None:
     warnings.filterwarnings("ignore", message='directory "/run/secrets" does not exist')
     if service == "backend":
         _flush_before_leaving()
-        Metrics(settings, "icos-fl-timeseries-store")  # ends with the process
+        # It ends with the process.
+        Metrics(
+            "icos-fl-timeseries-store", settings.metrics_address, settings.metrics_otlp_endpoint
+        )
     if service == "proxy":  # it has no state, and no end of its own for SIGTERM
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     sys.argv = [f"dataclay.{service}"]
