@@ -1,12 +1,13 @@
 """``icos-fl-processor``: serve until SIGTERM or SIGINT."""
 
+import signal
 import sys
 
 import structlog
 from icos_fl_service import logs
 from icos_fl_service.metrics import Metrics, MetricsAddressError
 from icos_fl_service.settings import load_or_exit
-from icos_fl_service.stop import stop_signals
+from icos_fl_service.signals import Signals
 from icos_fl_timeseries_store import connect
 from icos_fl_timeseries_store.conditions import ExpectationsError, load_expectations
 
@@ -22,7 +23,7 @@ def main() -> None:
     settings = load_or_exit(ProcessorSettings)
     logs.configure()
     logs.configure_libraries()
-    told_to_stop = stop_signals()
+    signals = Signals(signal.SIGTERM, signal.SIGINT)
     try:
         server = Server(
             lambda: connect(settings.store),
@@ -43,7 +44,7 @@ def main() -> None:
     log.info(
         "serving", address=settings.listen_address, port=server.port, metrics_port=metrics.port
     )
-    told_to_stop.wait()
+    signals.wait()
     log.info("stopping")
     server.stop()
     metrics.close()
