@@ -34,7 +34,7 @@ def watch(settings, *arguments):
     return process.returncode, out, errors
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def store(dataclay_settings):
     with connect(dataclay_settings) as connected:
         yield connected
