@@ -116,13 +116,14 @@ def test_a_body_that_never_ends_gives_its_worker_back(run, export, monkeypatch):
             b"content-length: 100\r\n\r\nsome"
         )
         assert slow.recv(1000).startswith(b"HTTP/1.1 503 ")
+    monkeypatch.undo()
     assert bridge.post(export().gauge(POWER, (0, 1))).status == 200
 
 
 def test_a_call_that_sends_no_message_gives_its_worker_back(run, export, monkeypatch):
     from icos_fl_otlp_bridge import server, servicer
 
-    monkeypatch.setattr(servicer, "REQUEST_SECONDS_MAX", 0.2)
+    monkeypatch.setattr(servicer, "REQUEST_SECONDS_MAX", 1.0)
     monkeypatch.setattr(server, "PATIENCE_SECONDS", 0.1)
     bridge = run(max_concurrent_exports=1)
     call = bridge.channel.stream_unary(EXPORT)
