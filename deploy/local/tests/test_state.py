@@ -43,6 +43,15 @@ def test_nothing_runs_in_a_folder_that_is_not_there(tmp_path: Path) -> None:
         StateFolder(tmp_path / "none").read_running()
 
 
+def test_a_deployment_that_ended_by_itself_says_why(tmp_path: Path) -> None:
+    state = StateFolder(tmp_path)
+    state.write({"state": "failed", "reason": "supernode-a died (killed by SIGKILL)"})
+    with pytest.raises(
+        NothingRunning, match="has ended: supernode-a died"
+    ):
+        state.read_running()
+
+
 def test_a_damaged_description_is_named(tmp_path: Path) -> None:
     (tmp_path / "deployment.json").write_text("{")
     with pytest.raises(LocalError, match=r"deployment\.json: cannot be read"):

@@ -77,10 +77,19 @@ class StateFolder:
         return description
 
     def read_running(self) -> dict[str, Any]:
-        """``read`` of a deployment that runs now; raises NothingRunning if none does."""
-        if not self.is_running():
-            raise self._nothing()
-        return self.read()
+        """``read`` of a deployment that runs now; raises NothingRunning if none does.
+
+        Of one that ended by itself, that says why.
+        """
+        description = self.read()
+        if self.is_running():
+            return description
+        if description.get("state") == "failed":
+            raise NothingRunning(
+                f"{self.folder}: the deployment has ended: {description['reason']}; "
+                f"log: {self.logs / 'launcher.log'}"
+            )
+        raise self._nothing()
 
     def last_run(self, since_unix_s: float) -> Path | None:
         """The folder of the newest run whose history was written since then."""
