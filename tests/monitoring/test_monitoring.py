@@ -23,7 +23,7 @@ from ruamel.yaml import YAML
 
 FOLDER = Path(__file__).parents[2] / "deploy/monitoring"
 NAME = re.compile(r"\b(?:icos_fl|process|dataclay)_[a-z0-9_]+")
-SERVICES = ("store", "processor")
+SERVICES = ("store", "otlp-bridge", "processor")
 
 
 def needs(program: str) -> str:
@@ -181,11 +181,16 @@ def scraped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scraped]:
             values = np.column_stack([np.zeros(200), np.arange(200) % 11])
             units = {"power_consumption": "W", "cpu_usage": "%"}
             store.create_window("edge-1").append(list(units), times, values, units)
-        where = {"STORE__PORT": str(settings.port), "LISTEN_ADDRESS": "127.0.0.1:0"}
-        variables = {f"ICOS_FL_PROCESSOR_{name}": value for name, value in where.items()}
-        variables["ICOS_FL_PROCESSOR_METRICS_ADDRESS"] = addresses["processor"]
-        command = (sys.executable, "-m", "icos_fl_processor")
-        stack.enter_context(process(*command, log=folder / "processor.log", **variables))
+        for service, module in (("otlp-bridge", "BRIDGE"), ("processor", "PROCESSOR")):
+            where = {
+                "STORE__PORT": str(settings.port),
+                "LISTEN_ADDRESS": "127.0.0.1:0",
+                "METRICS_ADDRESS": addresses[service],
+            }
+            variables = {f"ICOS_FL_{module}_{name}": value for name, value in where.items()}
+            command = (sys.executable, "-m", f"icos_fl_{service.replace('-', '_')}")
+            log = folder / f"{service}.log"
+            stack.enter_context(process(*command, log=log, **variables))
         prometheus = None
         if shutil.which("prometheus"):
             prometheus = free_port()
@@ -239,7 +244,7 @@ def test_every_expression_of_the_dashboard_can_be_asked(scraped: Scraped):
 
 def test_alerts_and_dashboard_name_metrics_that_there_are(scraped: Scraped):
     asked = " ".join([*expressions(), *(str(alert["expr"]) for alert in alerts())])
-    named = {name for name in NAME.findall(asked) if not name.startswith("icos_fl_bridge")}
+    named = set(NAME.findall(asked))
     assert named - scraped.names() == set()
     assert len(named) > 10
 
@@ -255,6 +260,7 @@ def test_our_metrics_have_names_and_help_as_prometheus_wants_them(scraped: Scrap
 
 def test_logs_are_json_lines_those_of_dataclay_too(scraped: Scraped):
     files = {
+        "otlp-bridge": scraped.folder / "otlp-bridge.log",
         "processor": scraped.folder / "processor.log",
         "backend": scraped.folder / "store/backend.log",
         "metadata": scraped.folder / "store/metadata.log",

@@ -23,7 +23,8 @@ with atheris.instrument_imports(include=["icos_fl_otlp_bridge", "google.protobuf
     from icos_fl_otlp_bridge.errors import ExportRefused
     from icos_fl_otlp_bridge.inflate import gunzip
 
-from icos_fl_timeseries_store import MemoryStore, logs
+from icos_fl_service import logs
+from icos_fl_timeseries_store import MemoryStore
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 
 MAX_BYTES = 1 << 20

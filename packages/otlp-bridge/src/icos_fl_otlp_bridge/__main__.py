@@ -1,12 +1,14 @@
 """``icos-fl-otlp-bridge``: receive OTLP metrics, store the configured ones."""
 
 import signal
-import socket
 import sys
 
 import structlog
-from icos_fl_timeseries_store import connect, logs
-from icos_fl_timeseries_store.settings import load_or_exit
+from icos_fl_service import logs
+from icos_fl_service.metrics import Metrics, MetricsAddressError
+from icos_fl_service.settings import load_or_exit
+from icos_fl_service.signals import Signals
+from icos_fl_timeseries_store import connect
 
 from icos_fl_otlp_bridge import metrics
 from icos_fl_otlp_bridge.config import BridgeConfig, default_config, load_config
@@ -14,8 +16,6 @@ from icos_fl_otlp_bridge.errors import ConfigError, ListenError
 from icos_fl_otlp_bridge.security import Security, load_security
 from icos_fl_otlp_bridge.server import Server
 from icos_fl_otlp_bridge.settings import BridgeSettings
-
-ENDING = (signal.SIGTERM, signal.SIGINT)
 
 log = structlog.get_logger()
 
@@ -27,7 +27,8 @@ def main() -> None:
     """
     settings = load_or_exit(BridgeSettings)
     logs.configure(settings.log_level)
-    signals = _signals()
+    logs.configure_libraries()
+    signals = Signals(signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
     try:
         config, security = _read(settings)
         server = Server(
@@ -39,30 +40,19 @@ def main() -> None:
             http_listen_address=settings.http_listen_address,
             security=security,
         )
-    except (ConfigError, ListenError) as error:
+        served = Metrics(
+            "icos-fl-otlp-bridge", settings.metrics_address, settings.metrics_otlp_endpoint
+        )
+    except (ConfigError, ListenError, MetricsAddressError) as error:
         sys.exit(f"icos-fl-otlp-bridge: {error}")
     server.start()
     log.info(
         "bridge serves", port=server.port, http_port=server.http_port, columns=list(config.columns)
     )
-    while (number := signals.recv(1)[0]) not in ENDING:
-        if number == signal.SIGHUP:
-            _take_over(settings, server)
+    while signals.wait() == signal.SIGHUP:
+        _take_over(settings, server)
     server.stop()
-
-
-def _signals() -> socket.socket:
-    """Gives the number of each signal as a byte.
-
-    Whichever thread the kernel chooses for a signal writes it; a main thread that waits for a lock
-    would not notice.
-    """
-    reading, writing = socket.socketpair()
-    writing.setblocking(False)
-    signal.set_wakeup_fd(writing.detach())
-    for number in (*ENDING, signal.SIGHUP):
-        signal.signal(number, lambda *_: None)
-    return reading
+    served.close()
 
 
 def _read(settings: BridgeSettings) -> tuple[BridgeConfig, Security]:

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
-import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
+from icos_fl_service.probe import Probe
 from icos_fl_timeseries_store import Store, StoreError
 
 from icos_fl_otlp_bridge.bridge import Bridge
@@ -27,12 +27,8 @@ QUICK_THREADS = 4
 """For health, reflection and refusals, which never wait."""
 PATIENCE_SECONDS = 5.0
 """How often calls without a message are looked for."""
-PROBE_SECONDS = 2.0
-"""How often the store is asked whether it still answers."""
 GRACE_SECONDS = 5.0
 """How long exports in hand may go on when the server stops."""
-
-log = structlog.get_logger()
 
 
 class Server:
@@ -60,10 +56,10 @@ class Server:
         self._rates = Rates()
         self._changing = threading.Lock()
         self._stopping = threading.Event()
-        self._probing = threading.Thread(target=self._probe, name="store probe", daemon=True)
         self._patience = threading.Thread(target=self._lose_patience, name="patience", daemon=True)
         self._health = health.HealthServicer(experimental_non_blocking=True)
         self._set_serving(False)
+        self._probe = Probe(self._ask_store, self._set_serving, StoreError)
         self._receiver = Receiver(
             Exports(max_concurrent_exports, max_waiting_exports),
             security or Security(),
@@ -85,7 +81,7 @@ class Server:
         self._server.start()
         if self._http:
             self._http.start()
-        self._probing.start()
+        self._probe.start()
         self._patience.start()
 
     def take_over(self, config: BridgeConfig, security: Security) -> None:
@@ -109,8 +105,7 @@ class Server:
         if self._http:
             self._http.wait(grace_seconds + 2)
         self._receiver.exports.shutdown(wait=False, cancel_futures=True)
-        if self._probing.is_alive():
-            self._probing.join(grace_seconds)
+        self._probe.stop(grace_seconds)
         if self._store is not None:
             self._store.close()
 
@@ -157,30 +152,14 @@ class Server:
         while not self._stopping.wait(PATIENCE_SECONDS):
             self._servicer.end_silent_calls()
 
-    def _probe(self) -> None:
-        answered = None
-        while not self._stopping.is_set():
-            try:
-                self._ask_store()
-                answers = True
-            except Exception as error:  # else the probe ends, and health stays at its last word
-                answers = False
-                self._receiver.why_not = str(error)
-                if not isinstance(error, StoreError):
-                    log.exception("unexpected error of the store")
-            if answers is not answered:
-                answered = answers
-                self._set_serving(answers)
-                if answers:
-                    log.info("store answers")
-                else:
-                    log.warning("store does not answer", reason=self._receiver.why_not)
-            self._stopping.wait(PROBE_SECONDS)
-
     def _ask_store(self) -> None:
-        if self._store is None:
-            self._store = self._connect()
-        self._store.nodes()
+        try:
+            if self._store is None:
+                self._store = self._connect()
+            self._store.nodes()
+        except Exception as error:
+            self._receiver.why_not = str(error)
+            raise
         with self._changing:
             if self._receiver.bridge is None:
                 self._receiver.bridge = Bridge(self._config, self._store, self._rates)

@@ -3,9 +3,10 @@
 from pathlib import Path
 from typing import Literal, Self
 
+from icos_fl_service.settings import ServiceSettings
 from icos_fl_timeseries_store import StoreSettings
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import SettingsConfigDict
 
 
 class TlsSettings(BaseModel):
@@ -29,7 +30,7 @@ class TlsSettings(BaseModel):
         return self
 
 
-class BridgeSettings(BaseSettings):
+class BridgeSettings(ServiceSettings):
     """``ICOS_FL_BRIDGE_*``, read once in ``__main__``."""
 
     model_config = SettingsConfigDict(

@@ -1,9 +1,6 @@
 """Where the store is; part of the settings of every service that uses it."""
 
-from icos_fl_service.settings import SettingsError, load, load_or_exit
 from pydantic import BaseModel, ConfigDict, Field
-
-__all__ = ["SettingsError", "StoreSettings", "load", "load_or_exit"]
 
 
 class StoreSettings(BaseModel):
