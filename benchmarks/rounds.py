@@ -222,6 +222,8 @@ def follow(
             measured = {"cpu_seconds": cpu_seconds(processes), "mib": memory_mib(processes)}
             facts.append(json.loads(line) | measured)
         time.sleep(0.02)
+    if "started cold" in logs(home):
+        raise SystemExit("the warm runtime was not warm:\n" + logs(home))
     return facts
 
 
@@ -277,7 +279,7 @@ def wait_for(port: int) -> None:
 
 
 def logs(home: Path) -> str:
-    return "\n".join(path.read_text()[-3000:] for path in home.glob("*.log"))
+    return "\n".join(path.read_text() for path in home.glob("*.log"))
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
