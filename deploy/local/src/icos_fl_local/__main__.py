@@ -262,11 +262,14 @@ def _parser() -> argparse.ArgumentParser:
 
     up = add("up", "start everything, train, forecast, report, and stop everything")
     up.add_argument(
-        "--source", choices=["replay", "host"], default="replay",
-        help="recorded traces, or this machine as it is now (default: %(default)s)",
+        "--source", choices=["replay", "host", "collector"], default="replay",
+        help="recorded traces, or this machine as it is now, measured by the launcher or by "
+        "Scaphandre and a Collector (default: %(default)s)",
     )  # fmt: skip
     up.add_argument("--traces", type=Path, metavar="DIR", help="folder of CSV traces to replay")
-    up.add_argument("--nodes", type=int, metavar="N", help="nodes (default: 4, of host 1)")
+    up.add_argument(
+        "--nodes", type=int, metavar="N", help="nodes (default: 4; 1 unless traces are replayed)"
+    )
     add_metric(up)
     up.add_argument("--keep", action="store_true", help="leave everything running at the end")
     up.add_argument(
@@ -303,7 +306,7 @@ def _parser() -> argparse.ArgumentParser:
         add(
             "status",
             "what runs, and how it is: exit status 0 healthy, 1 not, 3 not running, "
-            "9 to 16 something is wrong with a window",
+            "10 to 16 something is wrong with a window",
         )
     )
     watch = add("watch", "what comes into the windows, and what is wrong with them")

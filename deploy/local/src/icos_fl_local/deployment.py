@@ -29,9 +29,9 @@ def supernode(node: str) -> str:
     return f"supernode-{node}"
 
 
-def component_names(nodes: Sequence[str]) -> list[str]:
-    """All components, in the order in which they start."""
-    return [*STORE, *SERVICES, "superlink", *(supernode(node) for node in nodes)]
+def component_names(nodes: Sequence[str], sources: Sequence[str] = ()) -> list[str]:
+    """All components with those that measure, in the order in which they start."""
+    return [*STORE, *SERVICES, *sources, "superlink", *(supernode(node) for node in nodes)]
 
 
 def parse_ports(given: Sequence[str]) -> dict[str, int]:
@@ -126,7 +126,7 @@ class Deployment:
             "proxy": ("metadata",),
         }
         return [
-            self._component(
+            self.component(
                 name,
                 (*module("icos_fl_timeseries_store"), "serve", "kv" if name == "valkey" else name),
                 env,
@@ -149,8 +149,8 @@ class Deployment:
             processor["ICOS_FL_PROCESSOR_EXPECTATIONS"] = str(self.state.expectations)
         after = ("backend", "proxy")
         return [
-            self._component("bridge", module("icos_fl_otlp_bridge"), bridge, serving, after),
-            self._component("processor", module("icos_fl_processor"), processor, serving, after),
+            self.component("bridge", module("icos_fl_otlp_bridge"), bridge, serving, after),
+            self.component("processor", module("icos_fl_processor"), processor, serving, after),
         ]
 
     def _flower(self) -> list[Component]:
@@ -160,7 +160,7 @@ class Deployment:
             *("--insecure", "--host", HOST, "--port", str(self.ports["superlink"])),
             "--disable-runtime-dependency-installation",
         )
-        components = [self._component("superlink", superlink, {}, tcp, ())]
+        components = [self.component("superlink", superlink, {}, tcp, ())]
         for node in self.nodes:
             name = supernode(node)
             config = {
@@ -177,20 +177,24 @@ class Deployment:
                 *("--host", HOST, "--port", str(self.ports[name])),
                 *("--node-config", f"{node_config} threads={threads}"),
             )
-            components.append(self._component(name, command, {}, tcp, ("superlink",)))
+            components.append(self.component(name, command, {}, tcp, ("superlink",)))
         return components
 
-    def _component(
+    def component(
         self,
         name: str,
         command: tuple[str, ...],
-        env: Mapping[str, str],
-        probe: Callable[[int], bool],
-        after: Iterable[str],
+        env: Mapping[str, str] | None = None,
+        probe: Callable[[int], bool] | None = None,
+        after: Iterable[str] = (),
         stop_seconds: float = 20.0,
     ) -> Component:
+        """The component *name*, ready when *probe* (default: ``tcp``) of its port says so."""
         port = self.ports[name]
-        return Component(name, command, env, port, lambda: probe(port), tuple(after), stop_seconds)
+        ask = probe or tcp
+        return Component(
+            name, command, env or {}, port, lambda: ask(port), tuple(after), stop_seconds
+        )
 
 
 def tcp(port: int) -> bool:

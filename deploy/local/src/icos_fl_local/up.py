@@ -1,5 +1,6 @@
 """``icos-fl up``: from nothing to a judged forecast, and back to nothing."""
 
+import contextlib
 import json
 import math
 import os
@@ -15,7 +16,7 @@ from typing import Any
 from rich.console import Console
 from ruamel.yaml import YAML
 
-from icos_fl_local import doctor, guard, host, replay, run, run_config, traces
+from icos_fl_local import doctor, guard, host, replay, run, run_config, sources, traces
 from icos_fl_local.deployment import (
     SERVICES,
     STORE,
@@ -68,6 +69,13 @@ class Source:
     bridge: Mapping[str, Any]
     """The bridge's configuration."""
     recorded: tuple[traces.Trace, ...] = ()
+    programs: sources.Sources | None = None
+    """That measure, if they are components of the deployment."""
+
+    @property
+    def is_live(self) -> bool:
+        """Do rows come as time goes by?"""
+        return not self.recorded
 
 
 def overrides_of(options: Options) -> dict[str, Value]:
@@ -95,8 +103,8 @@ def open_source(options: Options, overrides: Mapping[str, Value]) -> Source:
     """Read the traces, or get ready to measure; raises UsageError or TraceError."""
     if options.nodes is not None and options.nodes < 1:
         raise UsageError(f"--nodes {options.nodes}: at least 1 is needed")
-    if options.source == "host":
-        return _host_source(options, overrides)
+    if options.source != "replay":
+        return _live_source(options, overrides)
     folder = options.traces or traces.SHIPPED
     loaded = traces.load(folder, options.nodes)
     if options.nodes is None:
@@ -118,13 +126,22 @@ def open_source(options: Options, overrides: Mapping[str, Value]) -> Source:
     )
 
 
-def _host_source(options: Options, overrides: Mapping[str, Value]) -> Source:
+def _live_source(options: Options, overrides: Mapping[str, Value]) -> Source:
+    """This machine, measured by this process or by a Collector beside it."""
     if options.traces:
         raise UsageError("--traces is for --source replay")
     if (options.nodes or 1) != 1:
-        raise UsageError(f"--nodes {options.nodes}: --source host has one node, this machine")
+        raise UsageError(
+            f"--nodes {options.nodes}: --source {options.source} has one node, this machine"
+        )
     step = float(overrides.get("interval", 0)) or 15.0
+    programs = None
     sampling = min(_HOST_SAMPLING_SECONDS_MAX, step)
+    if options.source == "collector":
+        sampling = sources.SAMPLING_SECONDS
+        if step < sampling:
+            raise UsageError(f"-c interval={step:g}: the Collector measures every {sampling:g} s")
+        programs = sources.find()
     lookback = int({**run_config.defaults(), **overrides}["time-step"])
     steps = lookback + int(overrides.get("horizon", run_config.FORECAST_SECONDS / step))
     rows = math.ceil(5 * steps * step / sampling)
@@ -132,7 +149,7 @@ def _host_source(options: Options, overrides: Mapping[str, Value]) -> Source:
     node = socket.gethostname() or "localhost"
     # The bridge's own columns take what the host sends, as they take it from a Collector.
     bridge = {"interval_seconds": sampling, "window_rows": rows}
-    return Source("host", (node,), (), sampling, bridge)
+    return Source(options.source, (node,), (), sampling, bridge, programs=programs)
 
 
 def up(options: Options) -> int:
@@ -154,7 +171,8 @@ def up(options: Options) -> int:
             overrides, metrics or ["cpu_usage"], len(source.nodes), source.sampling_seconds, ""
         )
     )
-    ports = assign_ports(component_names(source.nodes), given_ports)
+    measuring = source.programs.names if source.programs else ()
+    ports = assign_ports(component_names(source.nodes, measuring), given_ports)
     options.out.mkdir(parents=True, exist_ok=True)  # rather refused now than after the training
     state = StateFolder(options.state_folder)
     with state.lock(), Progress(to(options.json)) as progress:
@@ -197,7 +215,7 @@ class _Session:
         """Everything between the first component's start and the last one's end."""
         with self._supervisor:
             self._bring_up()
-            if self.source.name == "host":
+            if self.source.is_live:
                 self._train_again_and_again()
             self._train_and_tell()
             if self.options.keep:
@@ -239,17 +257,21 @@ class _Session:
             self.note(self.state, "")
 
     def _bring_up(self) -> None:
-        if self.source.name == "replay":  # else rows of other traces would be among these
+        if not self.source.is_live:  # else rows of other traces would be among these
             shutil.rmtree(self.deployment.state.folder / "store", ignore_errors=True)
         bridge_config = self.deployment.state.folder / "bridge.yaml"
         with bridge_config.open("w") as stream:
             YAML().dump(dict(self.source.bridge), stream)
         # Flower's parts start while the rows already flow.
-        later = self._supervisor.start(
-            self.deployment.components(bridge_config), wait_for=(*STORE, *SERVICES)
-        )
+        components = self.deployment.components(bridge_config)
+        wanted = [*STORE, *SERVICES]
+        if self.source.programs:
+            self.progress.say(self.source.programs.power.found)
+            components = [*self.source.programs.components(self.deployment), *components]
+            wanted += self.source.programs.names
+        later = self._supervisor.start(components, wait_for=wanted)
         self.progress.stage("start")
-        if self.source.name == "replay":
+        if not self.source.is_live:
             self._replay()
             self.progress.stage("feed")
         self._supervisor.start(later, wait_for=self.deployment.ports)
@@ -277,8 +299,12 @@ class _Session:
 
     def _train_again_and_again(self) -> None:
         node = self.source.nodes[0]
-        source = host.start(self.deployment.address("bridge"), node, self.source.sampling_seconds)
-        try:
+        with contextlib.ExitStack() as measuring:
+            if self.source.programs is None:
+                source = host.start(
+                    self.deployment.address("bridge"), node, self.source.sampling_seconds
+                )
+                measuring.callback(source.stop)
             while True:
                 self._wait_for_rows(node)
                 started = time.monotonic()
@@ -290,8 +316,6 @@ class _Session:
                 config = self._config()
                 self._pause(started + float(config["horizon"]) * float(config["interval"]))
                 self.progress.stages.clear()
-        finally:
-            source.stop()
 
     def _pause(self, until: float) -> None:
         while time.monotonic() < until:

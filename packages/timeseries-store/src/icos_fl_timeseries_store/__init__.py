@@ -12,9 +12,7 @@ from icos_fl_timeseries_store.contract import (
 )
 from icos_fl_timeseries_store.errors import (
     InvalidRows,
-    StoreDamaged,
     StoreError,
-    StoreFull,
     StoreUnavailable,
     UnknownNode,
 )
@@ -41,9 +39,7 @@ __all__ = [
     "ModelVersion",
     "Rows",
     "Store",
-    "StoreDamaged",
     "StoreError",
-    "StoreFull",
     "StoreSettings",
     "StoreUnavailable",
     "UnknownNode",

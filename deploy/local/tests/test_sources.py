@@ -1,0 +1,85 @@
+"""What --source collector starts, and when Scaphandre can measure."""
+
+from pathlib import Path
+
+import pytest
+from icos_fl_local import sources
+from icos_fl_local.deployment import Deployment, assign_ports, component_names
+from icos_fl_local.errors import LocalError
+from icos_fl_local.sources import Power, Sources, power_of
+from icos_fl_local.state import StateFolder
+
+
+@pytest.fixture
+def counters(tmp_path: Path) -> Path:
+    """A folder with an energy counter."""
+    zone = tmp_path / "counters" / "intel-rapl:0"
+    zone.mkdir(parents=True)
+    (zone / "energy_uj").write_text("1\n")
+    return zone.parent
+
+
+@pytest.fixture
+def modules(tmp_path: Path) -> Path:
+    path = tmp_path / "modules"
+    path.touch()
+    return path
+
+
+def test_rapl_needs_no_option(counters, modules, tmp_path):
+    assert power_of(counters, tmp_path / "none", modules).options == ()
+
+
+def test_counters_that_a_hypervisor_shares_are_read_with_vm(counters, modules, tmp_path):
+    assert power_of(tmp_path / "none", counters, modules).options == ("--vm",)
+
+
+def test_without_counters_there_is_no_power(modules, tmp_path):
+    power = power_of(tmp_path / "none", tmp_path, modules)
+    assert power.options is None
+    assert power.found == (
+        f"no energy counter can be read in {tmp_path / 'none'} or {tmp_path}: no power"
+    )
+
+
+def test_without_a_list_of_modules_scaphandre_would_end(counters, tmp_path):
+    power = power_of(counters, counters, tmp_path / "none")
+    assert power == Power(None, f"no {tmp_path / 'none'}, which Scaphandre needs: no power")
+
+
+def components(found: Sources, folder: Path) -> dict[str, tuple[tuple[str, ...], dict[str, str]]]:
+    ports = assign_ports(component_names(["a"], found.names), {})
+    deployment = Deployment(StateFolder(folder), ("a",), ports)
+    return {
+        component.name: (component.command, dict(component.env))
+        for component in found.components(deployment)
+    }
+
+
+def test_without_power_the_collector_runs_alone(tmp_path):
+    found = Sources(Path("/otelcol"), None, Power(None, ""))
+    (name,) = started = components(found, tmp_path)
+    command, env = started[name]
+    assert name == "collector"
+    assert [Path(word).name for word in command] == ["otelcol", "config.yaml"]
+    assert env["ICOS_FL_NODE"] == "a"
+    assert "ICOS_FL_SCAPHANDRE_ADDRESS" not in env
+
+
+def test_with_power_the_collector_scrapes_the_scaphandre_that_is_started(tmp_path):
+    found = Sources(Path("/otelcol"), Path("/scaphandre"), Power(("--vm",), ""))
+    started = components(found, tmp_path)
+    assert list(started) == ["scaphandre", "collector"]
+    scaphandre, _ = started["scaphandre"]
+    assert scaphandre[:3] == ("/scaphandre", "--vm", "prometheus")
+    command, env = started["collector"]
+    assert [Path(word).name for word in command] == ["otelcol", "config.yaml", "power.yaml"]
+    assert env["ICOS_FL_SCAPHANDRE_ADDRESS"] == f"127.0.0.1:{scaphandre[-1]}"
+
+
+def test_a_collector_that_is_not_built_is_told_with_the_command_that_builds_it(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setenv("ICOS_FL_CACHE_DIR", str(tmp_path))
+    with pytest.raises(LocalError, match=r"not built; run .*/deploy/build-sources once"):
+        sources.find()
