@@ -46,9 +46,7 @@ def test_nothing_runs_in_a_folder_that_is_not_there(tmp_path: Path) -> None:
 def test_a_deployment_that_ended_by_itself_says_why(tmp_path: Path) -> None:
     state = StateFolder(tmp_path)
     state.write({"state": "failed", "reason": "supernode-a died (killed by SIGKILL)"})
-    with pytest.raises(
-        NothingRunning, match="has ended: supernode-a died"
-    ):
+    with pytest.raises(NothingRunning, match="has ended: supernode-a died"):
         state.read_running()
 
 
