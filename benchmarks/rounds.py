@@ -84,12 +84,13 @@ def main() -> None:
 
 
 def faults(nodes: int) -> dict[str, dict[str, float]]:
-    """How much longer the rounds with a fault take, and the memory after the first and last."""
+    """How much longer the rounds with a fault take, beside what the app did itself (writing 500 MB
+    takes a while), and the memory after the first and the last."""
     found = {}
     with federation("warm", nodes) as (home, processes):
         for fault in ("raise", "exit", "kill", "leak"):
             facts = follow(home, processes, "none", nodes, 9, fault)
-            seconds = [b["at"] - a["at"] for a, b in itertools.pairwise(facts)]
+            seconds = beside_training(facts)
             good, bad = seconds[2::2], seconds[1::2]  # the first round makes the worker
             found[fault] = {
                 "delay_seconds": statistics.median(bad) - statistics.median(good),
@@ -183,13 +184,17 @@ def run(
 ) -> Figures:
     facts = follow(home, processes, compute, nodes, rounds)
     seconds = [b["at"] - a["at"] for a, b in itertools.pairwise(facts)]
-    overhead = [s - fact["training_seconds"] for s, fact in zip(seconds, facts[1:], strict=True)]
     return Figures(
         first_seconds=seconds[0],
         round_seconds=statistics.median(seconds[1:]),
-        overhead_seconds=statistics.median(overhead[1:]),
+        overhead_seconds=statistics.median(beside_training(facts)[1:]),
         cpu_seconds=(facts[-1]["cpu_seconds"] - facts[1]["cpu_seconds"]) / (rounds - 1),
     )
+
+
+def beside_training(facts: list[dict]) -> list[float]:
+    """Seconds of each round less those of the slowest node's own work."""
+    return [b["at"] - a["at"] - b["training_seconds"] for a, b in itertools.pairwise(facts)]
 
 
 def follow(

@@ -22,10 +22,11 @@ STEPS, LOOKBACK, HORIZON, COLUMNS, EPOCHS, HIDDEN = 260, 30, 5, 4, 3, 16
 def train(message: Message, context: Context) -> Message:
     """Three epochs of 226 sequences of 30 steps of four columns."""
     weights = message.content["arrays"]["weights"].numpy()
-    seconds = 0.0
+    began = time.perf_counter()
     number = int(message.content["config"]["server-round"])
     if context.node_config["number"] == 0 and number % 2 == 0:
         _fail(str(context.run_config["fault"]))
+    seconds = time.perf_counter() - began
     if context.run_config["compute"] == "lstm":
         weights, seconds = _train(weights, int(context.node_config["number"]))
     content = RecordDict(
