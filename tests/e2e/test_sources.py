@@ -2,9 +2,11 @@
 
 import contextlib
 import itertools
+import json
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -315,6 +317,37 @@ def test_no_row_is_missing_though_the_collector_is_killed_and_the_bridge_is_away
         assert all(0 <= value <= 100 for value in cpu_percent)
 
 
+def test_a_node_whose_scaphandre_ends_goes_on_with_cpu_and_memory(node: Node) -> None:
+    with contextlib.ExitStack() as parts:
+        parts.enter_context(Sensor(node.folder / "powercap"))
+        scaphandre = parts.enter_context(node.scaphandre())
+        wait_until(lambda: answers(node.scaphandre_port), 30, "Scaphandre listens")
+        tap = parts.enter_context(Tap(node.scaphandre_port))
+        parts.enter_context(node.bridge())
+        parts.enter_context(node.collector(tap))
+        wait_until(lambda: node.column("power_consumption"), 90, "power")
+        scaphandre.kill()
+        scaphandre.wait()
+        ended_s = time.time()
+        wait_until(
+            lambda: node.column("cpu_usage")[-1][0] > ended_s + 6, 60, "CPU after Scaphandre's end"
+        )
+        assert node.column("memory_usage")[-1][0] > ended_s + 3
+        assert node.column("power_consumption")[-1][0] < ended_s + 1
+
+
+def test_a_node_without_power_has_cpu_and_memory(node: Node) -> None:
+    with node.bridge(), node.collector():
+        wait_until(lambda: healthy(node), 30, "the Collector's health check")
+        wait_until(lambda: len(node.column("cpu_usage")) >= 2, 60, "two rows of CPU")
+        rows = node.rows()
+        assert rows is not None
+        assert dict(zip(rows.columns, rows.units, strict=True)) == {
+            "cpu_usage": "%",
+            "memory_usage": "MiB",
+        }
+
+
 def test_a_collector_without_a_node_name_does_not_start(programs: dict[str, str], tmp_path: Path):
     environment = {name: value for name, value in os.environ.items() if name != "ICOS_FL_NODE"} | {
         "ICOS_FL_COLLECTOR_STATE_DIR": str(tmp_path / "queue"),
@@ -329,3 +362,32 @@ def test_a_collector_without_a_node_name_does_not_start(programs: dict[str, str]
     )
     assert ended.returncode != 0
     assert "host.name" in ended.stderr or "resource" in ended.stderr
+
+
+def test_up_takes_the_collector_as_its_source(programs: dict[str, str], tmp_path: Path) -> None:
+    def icos_fl(*arguments: str) -> list[str]:
+        return [sys.executable, "-m", "icos_fl_local", *arguments]
+
+    def rows() -> dict[str, int]:
+        ended = subprocess.run(
+            icos_fl("status", "--json"), cwd=tmp_path, capture_output=True, text=True, timeout=60
+        )
+        if ended.returncode != 0:
+            return {}
+        found = json.loads(ended.stdout)
+        assert found["source"] == "collector"
+        assert found["components"]["collector"]["up"]
+        return dict(found["rows"])
+
+    with (tmp_path / "up.log").open("wb") as log:
+        up = subprocess.Popen(
+            icos_fl("up", "--source", "collector"), cwd=tmp_path, stdout=log, stderr=log
+        )
+    try:
+        wait_until(lambda: any(count >= 3 for count in rows().values()), 120, "three rows")
+        up.send_signal(signal.SIGINT)
+        assert up.wait(90) == 130
+    finally:
+        up.kill()
+        up.wait()
+        print((tmp_path / "up.log").read_text())
