@@ -34,6 +34,14 @@ def watch(settings, *arguments):
     return process.returncode, out, errors
 
 
+@pytest.fixture(autouse=True)
+def interruptible():
+    """Where a shell started pytest in the background, it and its children would ignore Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture
 def store(dataclay_settings):
     with connect(dataclay_settings) as connected:
