@@ -61,12 +61,14 @@ class ForkExecutor(SubprocessExecutor):
             refusal = worker.refusal
             if refusal:
                 break
-        self._refused.add(command)
+        if refusal:  # which the next worker would say, too
+            self._refused.add(command)
         log(
             WARNING,
-            "The warm worker of %s: %s. Its tasks are started cold from now on",
+            "The warm worker of %s: %s. %s started cold",
             command,
             refusal or "it ended before it had a task",
+            "From now on its tasks are" if refusal else "This task is",
         )
         return super().launch(spec)
 
