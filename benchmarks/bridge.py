@@ -7,7 +7,8 @@ client. The ways take turns, so that what else the machine does falls on all of 
 
 acknowledge  a bare gRPC server that parses the request and answers OK
 memory       the bridge with a store in its own memory
-dataclay     the bridge as it is started, with a dataClay of its own on free ports
+dataclay     the bridge as it is started, with a dataClay of its own on free ports: OK when the rows
+             are on disk
 
 Every batch is newer than the one before it, so the windows fill, and then let the oldest rows go.
 Then twenty nodes export small batches at once, each on a connection of its own, against one alone:

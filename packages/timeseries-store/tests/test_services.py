@@ -1,5 +1,7 @@
 """The services as processes: what survives a stop, a kill, and a folder that cannot be used."""
 
+import contextlib
+import dataclasses
 import json
 import os
 import shutil
@@ -9,12 +11,22 @@ import subprocess
 import sys
 import time
 import uuid
-from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
+import valkey
 from dataclay.config import get_runtime
-from icos_fl_timeseries_store import StoreUnavailable, UnknownNode, connect, services
+from icos_fl_timeseries_store import (
+    ModelVersion,
+    StoreDamaged,
+    StoreFull,
+    StoreUnavailable,
+    connect,
+    services,
+)
+from icos_fl_timeseries_store.durable import replayed
+from icos_fl_timeseries_store.journal import Journal
 from icos_fl_timeseries_store.services import (
     SERVICES,
     ServiceSettings,
@@ -23,9 +35,20 @@ from icos_fl_timeseries_store.services import (
 )
 from icos_fl_timeseries_store.testing import free_port, store_processes
 
+mounting = pytest.mark.skipif(
+    os.getuid() != 0 or shutil.which("unshare") is None, reason="mounting needs root and unshare"
+)
+
 
 def ns(*seconds):
     return np.array(seconds, np.int64) * 1_000_000_000
+
+
+def fill(path):
+    """Write to *path* until its disk is full."""
+    with path.open("wb", 0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(4096))
 
 
 def append(store, seconds, node="a"):
@@ -46,6 +69,20 @@ def until_available(call, seconds=20):
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.05)
+
+
+def available(call):
+    try:
+        return call() is not False
+    except StoreUnavailable:
+        return False
+
+
+def until_true(condition, seconds=20):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 async def flush_all(store):
@@ -98,6 +135,20 @@ def test_a_window_survives_a_clean_stop_of_all_services(tmp_path):
     assert rows.times_ns_t.tolist() == [1_000_000_000, 2_000_000_000]
 
 
+def test_a_window_survives_the_loss_of_the_whole_key_value_store(tmp_path):
+    for second in (1, 2):
+        with store_processes(tmp_path) as running, connect(running.settings) as store:
+            if second == 2:
+                assert seconds_of(store.window("a")) == [1]
+                assert store.model_state("server", "cpu").get().round == 1
+            append(store, [second])
+            store.model_state("server", "cpu").put(ModelVersion(second, {}, {}))
+            for process in running.processes.values():
+                process.kill()
+                process.wait()
+        shutil.rmtree(tmp_path / "kv")
+
+
 def test_a_window_survives_a_clean_stop_of_the_backend_under_a_writer(running, node):
     quick = running.settings.model_copy(update={"timeout_seconds": 0.5})
     with connect(quick) as store:
@@ -120,32 +171,39 @@ def test_a_window_survives_a_key_value_store_that_stops_first(running, store, no
     assert until_available(lambda: seconds_of(store.window(node))) == [1]
 
 
-def test_a_killed_backend_starts_again_and_is_used_again(running, store, node):
+def test_a_killed_backend_comes_back_with_every_row(running, store, node):
     append(store, [1], node)
+    window = store.window(node)
     end_backend(running, signal.SIGKILL)
     running.start("backend")
-    until_available(lambda: append(store, [2], node))
-    assert seconds_of(store.window(node)) == [2]
-
-
-def test_two_writers_make_a_lost_window_anew_once(running, store, node):
-    writers = [store.create_window(node) for _ in range(2)]
-    end_backend(running, signal.SIGKILL)
-    running.start("backend")
-    for second, writer in enumerate(writers, 1):
-        until_available(partial(writer.append, ["x"], ns(second), np.ones((1, 1))))
+    assert until_available(lambda: seconds_of(window)) == [1]
+    append(store, [2], node)
     assert seconds_of(store.window(node)) == [1, 2]
 
 
-def test_a_reader_finds_the_window_that_a_writer_made_anew(running, store, node):
-    writer = store.create_window(node)
-    reader = store.window(node)
+def test_the_columns_units_and_capacity_survive_a_kill(running, store, node):
+    store.create_window(node, 7).append(["x"], ns(1), np.ones((1, 1)), {"x": "W"})
+    before = store.window(node).info()
     end_backend(running, signal.SIGKILL)
     running.start("backend")
-    with pytest.raises(UnknownNode):
-        until_available(reader.read)
-    writer.append(["x"], ns(1), np.ones((1, 1)))
-    assert seconds_of(reader) == [1]
+    after = until_available(lambda: store.window(node).info())
+    assert dataclasses.replace(after, cursor=before.cursor) == before
+    assert after.cursor >= before.cursor
+
+
+def test_a_model_survives_a_kill(running, store, node):
+    weights = {"w": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.float32(0.5).reshape(())}
+    state = store.model_state(node, "cpu_usage")
+    state.put(ModelVersion(3, weights, {"horizon": 20}, {"eval-loss": 0.5}), best=True)
+    state.put(ModelVersion(4, weights, {"horizon": 20}))
+    end_backend(running, signal.SIGKILL)
+    running.start("backend")
+    latest = until_available(lambda: store.model_state(node, "cpu_usage").get())
+    best = state.get("best")
+    assert (latest.round, best.round, best.metadata) == (4, 3, {"eval-loss": 0.5})
+    np.testing.assert_array_equal(best.weights["w"], weights["w"])
+    assert best.weights["b"].shape == ()
+    assert best.weights["w"].dtype == np.float32
 
 
 def test_no_row_hides_below_a_cursor_from_before_a_kill(running, store, node):
@@ -158,6 +216,85 @@ def test_no_row_hides_below_a_cursor_from_before_a_kill(running, store, node):
     window = store.window(node)
     assert window.wait(seen, 0) > seen
     assert (window.read(after=seen).times_ns_t // 1_000_000_000).tolist() == [4]
+
+
+def test_a_key_value_store_that_lost_all_is_told_what_there_is(running, store, node):
+    append(store, [1], node)
+    reader = store.window(node)
+    kv = valkey.Valkey("127.0.0.1", int(running.environment["ICOS_FL_STORE_KV_PORT"]))
+    kv.flushall()
+    until_true(lambda: node in store.nodes())
+    assert seconds_of(reader) == seconds_of(store.window(node)) == [1]
+    end_backend(running, signal.SIGKILL)
+    running.start("backend")
+    assert until_available(lambda: seconds_of(reader)) == [1]
+
+
+def test_what_was_written_before_windows_had_files_is_taken_over(tmp_path):
+    shutil.copytree(Path(__file__).parent / "data" / "state-before-journals", tmp_path / "store")
+    for _ in range(2):
+        with store_processes(tmp_path / "store") as running, connect(running.settings) as store:
+            rows = store.window("edge-1").read()
+            state = store.model_state("edge-1", "cpu_usage")
+            latest, best = state.get("latest"), state.get("best")
+            assert store.window("edge-1").info().capacity_rows == 5
+        assert (rows.times_ns_t // 1_000_000_000).tolist() == [3, 4, 5, 6, 7]
+        assert (rows.columns, rows.units) == (("power", "cpu"), ("W", ""))
+        assert rows.values_tf[0].tolist() == [4, 5]
+        assert (latest.round, best.round, best.metadata) == (3, 2, {"eval-loss": 0.5})
+        assert best.weights["w"].tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert sorted(path.name for path in (tmp_path / "store" / "objects").iterdir()) == [
+        ".lock",
+        "BACKEND_ID",
+        "models",
+        "windows",
+    ]
+
+
+def test_a_backend_whose_identity_was_lost_serves_its_windows(running, store, node):
+    append(store, [1], node)
+    end_backend(running, signal.SIGKILL)
+    (running.folder / "objects" / "BACKEND_ID").write_text("")
+    running.start("backend")
+    assert until_available(lambda: seconds_of(store.window(node))) == [1]
+    until_available(lambda: append(store, [2], node))
+    assert seconds_of(store.window(node)) == [1, 2]
+
+
+def test_damage_is_told_by_the_command_and_can_be_repaired(running, store, node):
+    for second in (1, 2, 3):
+        append(store, [second], node)
+    end_backend(running, signal.SIGKILL)
+    path = running.folder / "objects" / "windows" / f"{node}.state"
+    content = bytearray(path.read_bytes())
+    content[content.rindex(ns(2).tobytes())] ^= 1
+    path.write_bytes(content)
+    running.start("backend")
+    until_available(lambda: append(store, [1], f"{node}-whole"))
+    with pytest.raises(StoreDamaged, match="a broken frame"):
+        append(store, [4], node)
+
+    def command(*arguments):
+        return run_store(running.folder, *arguments, environment=running.environment)
+
+    check, show = command("check"), command("window", node)
+    assert check.returncode == show.returncode == 1
+    assert f"{node}: damaged: " in check.stdout
+    assert str(path) in show.stderr
+    assert "2 rows kept" in command("repair", node).stdout
+    assert command("check").returncode == 0
+    append(store, [4], node)
+    assert seconds_of(store.window(node)) == [1, 3, 4]
+
+
+def test_a_second_backend_on_the_same_state_is_refused(running):
+    done = run_store(
+        running.folder,
+        *("serve", "backend"),
+        environment={**running.environment, "ICOS_FL_STORE_BACKEND_PORT": str(free_port())},
+    )
+    assert done.returncode == 1
+    assert "is in use by another backend" in done.stderr
 
 
 def test_a_window_unloaded_to_disk_is_loaded_again(running, store, node):
@@ -188,6 +325,47 @@ def test_a_backend_that_hangs_is_unavailable_at_the_deadline(running, node):
             assert time.monotonic() - began < 5
         finally:
             running.processes["backend"].send_signal(signal.SIGCONT)
+
+
+def test_a_backend_that_is_away_is_said_at_once_at_no_cost(running, store, node):
+    window = store.create_window(node)
+    end_backend(running, signal.SIGKILL)
+    try:
+        began, used = time.monotonic(), time.process_time()
+        for _ in range(3):
+            with pytest.raises(StoreUnavailable, match="failed to connect"):
+                window.info()
+        assert time.monotonic() - began < store.timeout_seconds / 2
+        assert time.process_time() - used < 1
+    finally:
+        running.start("backend")
+
+
+def test_a_metadata_service_that_hangs_costs_one_deadline(running, node):
+    quick = running.settings.model_copy(update={"timeout_seconds": 1.0})
+    with connect(quick) as store:
+        running.processes["metadata"].send_signal(signal.SIGSTOP)
+        try:
+            began = time.monotonic()
+            with pytest.raises(StoreUnavailable, match="did not answer in 1 s"):
+                store.create_window(node)
+            assert time.monotonic() - began < 1.5
+        finally:
+            running.processes["metadata"].send_signal(signal.SIGCONT)
+
+
+@pytest.mark.parametrize("service", ["kv", "metadata"])
+def test_writers_and_readers_go_on_while_a_service_is_dead(running, store, node, service):
+    append(store, [1], node)
+    window = store.create_window(node)
+    running.processes[service].kill()
+    running.processes[service].wait()
+    try:
+        window.append(["x"], ns(2), np.ones((1, 1)))
+        assert seconds_of(window) == [1, 2]
+    finally:
+        running.start(service)
+    assert until_available(lambda: node in store.nodes())
 
 
 def test_commands_read_a_running_store(running, store, node):
@@ -268,9 +446,7 @@ def test_a_folder_of_another_user_is_named_with_the_uid(tmp_path):
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
-@pytest.mark.skipif(
-    os.getuid() != 0 or shutil.which("unshare") is None, reason="mounting needs root and unshare"
-)
+@mounting
 @pytest.mark.parametrize(
     ("mount", "reason"),
     [
@@ -302,6 +478,68 @@ def test_a_full_or_read_only_disk_is_one_line(tmp_path, service, mount, reason):
     assert str(tmp_path / "state") in line
     assert f"uid {os.getuid()}: {reason}" in line
     assert "choose another folder" in line
+
+
+def start_on_a_small_disk(running, service, folder, size):
+    """Start *service* with *folder* on a disk of its own; returns where that is seen from here."""
+    running.processes[service].terminate()
+    running.processes[service].wait(40)
+    shutil.rmtree(folder)
+    mount = f"mkdir {folder} && mount -t tmpfs -o size={size} none {folder}"
+    running.start(service, ("unshare", "--mount", "sh", "-c", f'{mount}; exec "$@"', "sh"))
+    return Path(f"/proc/{running.processes[service].pid}/root{folder}")
+
+
+@mounting
+def test_a_key_value_store_on_a_full_disk_takes_no_new_window_and_goes_on(tmp_path):
+    with store_processes(tmp_path) as running, connect(running.settings) as store:
+        append(store, [1])
+        inside = start_on_a_small_disk(running, "kv", tmp_path / "kv", "1m")
+        until_true(lambda: available(lambda: "a" in store.nodes()))
+        fill(inside / "filler")
+
+        def refused():
+            store.create_window(f"node-{uuid.uuid4().hex}")
+
+        until_true(lambda: not available(refused))  # the last page has room for some
+        append(store, [2])
+        assert seconds_of(store.window("a")) == [1, 2]
+        (inside / "filler").unlink()
+        until_available(lambda: append(store, [1], "b"))
+        assert "b" in store.nodes()
+        assert running.processes["kv"].poll() is None
+
+
+@mounting
+def test_a_disk_that_fills_refuses_rows_until_there_is_room(tmp_path):
+    with store_processes(tmp_path) as running, connect(running.settings) as store:
+        inside = start_on_a_small_disk(running, "backend", tmp_path / "objects", "1m")
+        until_available(lambda: append(store, [1]))
+        filler = inside / "filler"
+        fill(filler)
+        stored = [1]
+        refused = None
+        while refused is None:  # what is left of the file's last page takes a few
+            second = stored[-1] + 1
+            try:
+                append(store, [second])
+                stored.append(second)
+            except StoreFull as error:
+                refused = str(error)
+        assert "window of a cannot be written: No space left on device" in refused
+        with pytest.raises(StoreFull, match="No space left"):
+            store.create_window("b")
+        assert seconds_of(store.window("a")) == stored
+        filler.unlink()
+        append(store, [2000])
+        append(store, [1], "b")
+        assert seconds_of(store.window("a")) == [*stored, 2000]
+        content = (inside / "windows" / "a.state").read_bytes()
+    (tmp_path / "copy").mkdir()
+    (tmp_path / "copy" / "a.state").write_bytes(content)
+    journal, payloads = Journal.open(tmp_path / "copy" / "a.state")
+    journal.close()
+    assert (replayed(payloads).read().times_ns_t // 10**9).tolist() == [*stored, 2000]
 
 
 def test_a_misspelt_setting_is_refused_with_the_right_name(tmp_path):

@@ -3,7 +3,7 @@ import threading
 import time
 
 import numpy as np
-from icos_fl_timeseries_store import MemoryStore
+from icos_fl_timeseries_store import MemoryStore, StoreDamaged
 from icos_fl_timeseries_store.conditions import Expectations
 from icos_fl_timeseries_store.watch import Watcher, look, to_csv
 
@@ -107,6 +107,22 @@ def test_a_window_that_is_gone_stays_silent_until_it_is_back():
     store.create_window("a").append(["x"], ns(3), np.array([[3.0]]))
     (back,) = watcher.look()
     assert (told(back), back.added) == ([], 1)
+
+
+class Damaged(MemoryStore):
+    def window(self, node):
+        if node == "b":
+            raise StoreDamaged("rows 3 to 9 are not what was written")
+        return super().window(node)
+
+
+def test_a_damaged_window_is_told_and_the_others_too():
+    store = Damaged()
+    for node in ("a", "b"):
+        store.create_window(node).append(["x"], ns(1, 2), np.array([[1.0], [2.0]]))
+    reports = Watcher(store, None, Expectations(), recorded=True).look()
+    assert [told(report) for report in reports] == [[], ["damaged"]]
+    assert reports[1].conditions[0].reason == "rows 3 to 9 are not what was written"
 
 
 def test_a_wait_ends_when_the_window_changes():

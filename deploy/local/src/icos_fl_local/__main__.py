@@ -306,7 +306,7 @@ def _parser() -> argparse.ArgumentParser:
         add(
             "status",
             "what runs, and how it is: exit status 0 healthy, 1 not, 3 not running, "
-            "10 to 16 something is wrong with a window",
+            "9 to 16 something is wrong with a window",
         )
     )
     watch = add("watch", "what comes into the windows, and what is wrong with them")

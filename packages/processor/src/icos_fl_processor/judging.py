@@ -5,8 +5,8 @@ import threading
 import time
 
 import structlog
-from icos_fl_timeseries_store import Store, StoreError, UnknownNode
-from icos_fl_timeseries_store.conditions import Expectations, Finding, judge
+from icos_fl_timeseries_store import Store, StoreDamaged, StoreError, UnknownNode
+from icos_fl_timeseries_store.conditions import Condition, Expectations, Finding, judge
 
 from icos_fl_processor import metrics
 
@@ -46,7 +46,9 @@ class Judging:
             try:
                 told |= self._look_at(store, node)
             except UnknownNode:
-                continue  # the name of a window that a killed backend lost, not yet made anew
+                continue  # it was never made: its writer found the disk full
+            except StoreDamaged as error:
+                told |= _tell(node, [Finding(Condition.DAMAGED, "", str(error))])
         for labels in self._told - told:
             _forget(labels)
         self._told = told
@@ -59,10 +61,7 @@ class Judging:
         if info.last_time_ns is not None:
             metrics.WINDOW_LAST_ROW.labels(node).set(info.last_time_ns / 1e9)
         found = judge(rows, self._expectations, time.time_ns())
-        labels = {_labels(node, finding) for finding in found}
-        for node_column_condition in labels:
-            metrics.WINDOW_CONDITION.labels(*node_column_condition).set(1)
-        return labels | {(node,)}
+        return _tell(node, found) | {(node,)}
 
     def _run(self, store: Store) -> None:
         while True:
@@ -76,8 +75,13 @@ class Judging:
                 return
 
 
-def _labels(node: str, finding: Finding) -> tuple[str, ...]:
-    return node, finding.column, finding.condition.word
+def _tell(node: str, findings: list[Finding]) -> set[tuple[str, ...]]:
+    told: set[tuple[str, ...]] = {
+        (node, finding.column, finding.condition.word) for finding in findings
+    }
+    for labels in told:
+        metrics.WINDOW_CONDITION.labels(*labels).set(1)
+    return told
 
 
 def _forget(labels: tuple[str, ...]) -> None:

@@ -12,7 +12,9 @@ from icos_fl_timeseries_store.contract import (
 )
 from icos_fl_timeseries_store.errors import (
     InvalidRows,
+    StoreDamaged,
     StoreError,
+    StoreFull,
     StoreUnavailable,
     UnknownNode,
 )
@@ -39,7 +41,9 @@ __all__ = [
     "ModelVersion",
     "Rows",
     "Store",
+    "StoreDamaged",
     "StoreError",
+    "StoreFull",
     "StoreSettings",
     "StoreUnavailable",
     "UnknownNode",

@@ -24,7 +24,7 @@ from icos_fl_timeseries_store.conditions import (
     load_expectations,
 )
 from icos_fl_timeseries_store.contract import Store
-from icos_fl_timeseries_store.errors import StoreError, StoreUnavailable
+from icos_fl_timeseries_store.errors import StoreDamaged, StoreError, StoreUnavailable, UnknownNode
 from icos_fl_timeseries_store.services import SERVICES, ServiceSettings, StateFolderError, serve
 from icos_fl_timeseries_store.settings import StoreSettings
 from icos_fl_timeseries_store.watch import Report, Watcher, look, to_csv
@@ -122,7 +122,34 @@ def _tell(reports: list[Report], *, as_json: bool) -> None:
             Console().print(_shown(report))
 
 
-_COMMANDS = {"nodes": _nodes, "window": _window, "watch": _watch}
+def _check(store: Store, _arguments: argparse.Namespace) -> int:
+    damaged = 0
+    for node in store.nodes():
+        try:
+            print(f"{node}: {store.window(node).info().rows} rows")
+        except StoreDamaged as error:
+            damaged += 1
+            print(f"{node}: damaged: {error}")
+        except UnknownNode:
+            continue  # it was never made: its writer found the disk full
+    return 1 if damaged else 0
+
+
+def _repair(store: Store, arguments: argparse.Namespace) -> int:
+    from icos_fl_timeseries_store.dataclay_store import DataClayStore
+
+    assert isinstance(store, DataClayStore)
+    print(f"{arguments.node}: {store.repair(arguments.node)}")
+    return 0
+
+
+_COMMANDS = {
+    "nodes": _nodes,
+    "window": _window,
+    "watch": _watch,
+    "check": _check,
+    "repair": _repair,
+}
 
 
 def _shown(report: Report) -> RenderableType:
@@ -168,6 +195,9 @@ def _parser() -> argparse.ArgumentParser:
     serving = commands.add_parser("serve", help="run one service in the foreground")
     serving.add_argument("service", choices=SERVICES)
     commands.add_parser("nodes", help="the nodes that have a window")
+    commands.add_parser("check", help="is any window damaged? ends with 1 if so")
+    repair = commands.add_parser("repair", help="keep what is intact of a damaged window")
+    repair.add_argument("node")
     window = commands.add_parser("window", help="the rows of a node's window")
     window.add_argument("node")
     window.add_argument("--csv", action="store_true", help="the rows, not their statistics")

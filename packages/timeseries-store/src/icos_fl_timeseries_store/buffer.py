@@ -1,6 +1,7 @@
 """The rows of a window in numpy: what both stores keep, and the only place that changes them."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,20 @@ from icos_fl_timeseries_store.errors import InvalidRows
 CAPACITY_ROWS_MAX = 10_000_000
 COLUMNS_MAX = 1_000
 _SMALLEST_ALLOCATION_ROWS = 64
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """All that a RowBuffer is made of, as copies; t rows, f columns."""
+
+    capacity_rows: int
+    cursor: int
+    columns: tuple[str, ...]
+    units: dict[str, str]
+    times_ns_t: Times
+    values_tf: Values
+    revisions_t: NDArray[np.int64]
+    """The cursor at which each row was written last."""
 
 
 class RowBuffer:
@@ -35,25 +50,42 @@ class RowBuffer:
     def __len__(self) -> int:
         return self._end - self._start
 
-    def __getstate__(self) -> dict[str, object]:
+    def snapshot(self) -> Snapshot:
+        """What ``restored`` makes the same buffer of."""
         kept = slice(self._start, self._end)
-        return {
-            **vars(self),
-            "_start": 0,
-            "_end": len(self),
-            "_times": self._times[kept].copy(),
-            "_values": self._values[kept].copy(),
-            "_revisions": self._revisions[kept].copy(),
-        }
+        return Snapshot(
+            self.capacity_rows,
+            self.cursor,
+            self.columns,
+            dict(self.units),
+            self._times[kept].copy(),
+            self._values[kept].copy(),
+            self._revisions[kept].copy(),
+        )
+
+    @classmethod
+    def restored(cls, snapshot: Snapshot) -> "RowBuffer":
+        """The buffer that *snapshot* was taken of; takes over its arrays."""
+        buffer = cls(snapshot.capacity_rows)
+        buffer.cursor = snapshot.cursor
+        buffer.columns, buffer.units = snapshot.columns, dict(snapshot.units)
+        buffer._times, buffer._values = snapshot.times_ns_t, snapshot.values_tf
+        buffer._revisions = snapshot.revisions_t
+        buffer._end = len(snapshot.times_ns_t)
+        return buffer
 
     def resize(self, capacity_rows: int) -> None:
         """Hold *capacity_rows* rows from now on; the oldest go if there are more."""
-        if not 1 <= capacity_rows <= CAPACITY_ROWS_MAX:
-            raise InvalidRows(
-                f"a window of {capacity_rows} rows; it can hold 1 to {CAPACITY_ROWS_MAX}"
-            )
+        check_capacity(capacity_rows)
         self.capacity_rows = capacity_rows
         self._start = max(self._start, self._end - capacity_rows)
+
+    def check(
+        self, columns: Sequence[str], times_ns_t: Times, values_tf: Values
+    ) -> tuple[Times, Values]:
+        """The arrays that ``append`` would take. Raises InvalidRows where it would."""
+        self._new(columns)
+        return _checked(columns, times_ns_t, values_tf)
 
     def append(
         self,
@@ -123,14 +155,19 @@ class RowBuffer:
     def _unit_row(self) -> tuple[str, ...]:
         return tuple(self.units.get(column, "") for column in self.columns)
 
+    def _new(self, columns: Sequence[str]) -> tuple[str, ...]:
+        """Those of *columns* that the window lacks. Raises InvalidRows if they are too many."""
+        new = tuple(column for column in columns if column not in self.columns)
+        if len(self.columns) + len(new) > COLUMNS_MAX:
+            raise InvalidRows(
+                f"{len(self.columns) + len(new)} columns; a window has at most {COLUMNS_MAX}"
+            )
+        return new
+
     def _places(self, columns: Sequence[str]) -> NDArray[np.intp]:
         """Where *columns* stand in the window; new ones are added to its right."""
-        new = tuple(column for column in columns if column not in self.columns)
+        new = self._new(columns)
         if new:
-            if len(self.columns) + len(new) > COLUMNS_MAX:
-                raise InvalidRows(
-                    f"{len(self.columns) + len(new)} columns; a window has at most {COLUMNS_MAX}"
-                )
             wider = np.full((len(self._values), len(self.columns) + len(new)), np.nan)
             wider[:, : len(self.columns)] = self._values
             self._values = wider
@@ -185,6 +222,12 @@ class RowBuffer:
         revisions[:count] = self._revisions[kept]
         self._times, self._values, self._revisions = times, values, revisions
         self._start, self._end = 0, count
+
+
+def check_capacity(rows: int) -> None:
+    """Raises InvalidRows for a capacity that no window has."""
+    if not 1 <= rows <= CAPACITY_ROWS_MAX:
+        raise InvalidRows(f"a window of {rows} rows; it can hold 1 to {CAPACITY_ROWS_MAX}")
 
 
 def _checked(columns: Sequence[str], times_ns_t: Times, values_tf: Values) -> tuple[Times, Values]:

@@ -26,6 +26,8 @@ _SECOND_NS = 1_000_000_000
 class Condition(Enum):
     """What can be wrong, worst first; the value is the exit status of who finds nothing worse."""
 
+    DAMAGED = 9
+    """What is on disk of the window is not what was acknowledged; nothing is read of it."""
     SILENT = 10
     """The node has no row, or a column no value any more while others go on."""
     STALE = 11

@@ -62,7 +62,8 @@ class Window(Protocol):
     """The newest rows of one node, at most ``capacity_rows`` of them, in order of time.
 
     Every method may raise StoreUnavailable. Any number of threads and processes may call at once:
-    an append happens wholly or not at all, and none is lost.
+    an append happens wholly or not at all, and none is lost. In dataClay, what an append has
+    answered survives the death of any process and of the machine.
     """
 
     def append(

@@ -1,6 +1,7 @@
 """The store on dataClay: windows and model states as objects of its backend, found by alias."""
 
 import asyncio
+import concurrent.futures
 import contextlib
 import io
 import logging
@@ -8,13 +9,14 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from functools import partial
 from typing import Any, Final, Literal, TypeVar
-from uuid import UUID
 
 _plain_root = not logging.getLogger().handlers
 # dataClay's settings look for secrets in a folder that only containers have.
 warnings.filterwarnings("ignore", message='directory "/run/secrets" does not exist')
 from dataclay import Client, DataClayObject  # noqa: E402 - its import sets up the root logger, see below
+from dataclay.backend.client import BackendClient  # noqa: E402
 from dataclay.config import get_runtime, session_var  # noqa: E402
 from dataclay.event_loop import get_dc_event_loop  # noqa: E402
 from dataclay.exceptions import (  # noqa: E402
@@ -25,7 +27,8 @@ from dataclay.exceptions import (  # noqa: E402
     DoesNotExistError,
     ObjectNotFound,
 )
-from grpc import RpcError  # noqa: E402
+from dataclay.metadata.client import MetadataClient  # noqa: E402
+from grpc import ChannelConnectivity, RpcError  # noqa: E402
 
 from icos_fl_timeseries_store import model  # noqa: E402
 from icos_fl_timeseries_store.contract import (  # noqa: E402
@@ -40,21 +43,50 @@ from icos_fl_timeseries_store.contract import (  # noqa: E402
     WindowInfo,
 )
 from icos_fl_timeseries_store.errors import StoreUnavailable, UnknownNode  # noqa: E402
-from icos_fl_timeseries_store.names import checked_name  # noqa: E402
+from icos_fl_timeseries_store.names import MODEL, WINDOW, checked_name  # noqa: E402
 from icos_fl_timeseries_store.settings import StoreSettings  # noqa: E402
 
 if _plain_root:  # dataClay tells every call at INFO, to whoever imports it
     logging.getLogger().setLevel(logging.WARNING)
 logging.getLogger("dataclay").setLevel(logging.ERROR)
 
+_BROKEN = (ChannelConnectivity.TRANSIENT_FAILURE, ChannelConnectivity.SHUTDOWN)
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
-_WINDOW: Final = "window."
-_MODEL: Final = "model."
 _DATASET: Final = "admin"
+# What dataClay raises of a service that is away, or has just come back: it does not wrap all of it.
+_AWAY = (
+    DataClayException,
+    RpcError,
+    RuntimeError,
+    OSError,
+    KeyError,
+    concurrent.futures.CancelledError,
+)
 # By type, not by text: gRPC says "not found" of a host too, whose objects may be safe on its disk.
 _MISSING = (AliasDoesNotExistError, DoesNotExistError, ObjectNotFound)
 _TAKEN = (AliasAlreadyExistError, AlreadyExistError)
+
+
+def _say_at_once_that_a_backend_is_away() -> None:
+    """dataClay calls a backend that it cannot reach again and again, without a pause.
+
+    That takes half a processor in this process and in the metadata service, until the deadline.
+    """
+    call = BackendClient.call_active_method
+
+    async def call_once(self: BackendClient, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return await call(self, *args, **kwargs)
+        except DataClayException as error:
+            if "failed to connect" in str(error):  # what dataClay goes by
+                raise ConnectionError(str(error)) from None
+            raise
+
+    BackendClient.call_active_method = call_once
+
+
+_say_at_once_that_a_backend_is_away()
 
 
 class _Connection:
@@ -71,6 +103,7 @@ class _Connection:
         with contextlib.redirect_stdout(io.StringIO()):
             self._client.start()
         self._session = session_var.get()
+        get_dc_event_loop().call_soon_threadsafe(self._ask_for_backends_when_needed)
 
     @classmethod
     def take(cls, host: str, port: int) -> "_Connection":
@@ -92,32 +125,50 @@ class _Connection:
                 self._client.stop()
                 type(self)._current = None
 
-    def call(self, coroutine: Coroutine[Any, Any, T], timeout_seconds: float) -> T:
-        """Run *coroutine* on dataClay's loop; whatever says 'not now' becomes StoreUnavailable."""
+    def call(self, coroutine: Coroutine[Any, Any, T], left: float, timeout_seconds: float) -> T:
+        """Run *coroutine* on dataClay's loop; whatever says 'not now' becomes StoreUnavailable.
+
+        It has the seconds that are *left* of a call's *timeout_seconds*.
+        """
         # dataClay looks for its session in a context variable; only the connecting thread has it.
         session_var.set(self._session)
         future = asyncio.run_coroutine_threadsafe(coroutine, get_dc_event_loop())
         where = f"the store at {self.address[0]}:{self.address[1]}"
         try:
-            return future.result(timeout_seconds)
+            return future.result(max(0.0, left))
         except TimeoutError:
             future.cancel()
             self._reconnect()
             raise StoreUnavailable(f"{where} did not answer in {timeout_seconds:g} s") from None
         except (*_MISSING, *_TAKEN):
             raise
-        except (DataClayException, RpcError, RuntimeError, OSError) as error:
+        except _AWAY as error:
             self._reconnect()
             raise StoreUnavailable(f"{where}: {_one_line(error)}") from None
 
-    @staticmethod
-    def _reconnect() -> None:
-        """Let the next call open a new channel to the backend.
+    def _ask_for_backends_when_needed(self) -> None:
+        """And not every 10 s for the list that the metadata service has in memory.
+
+        It hears of no change any more once the key-value store has been started again.
+        """
+        backends = self._client.runtime.backend_clients
+        backends.stop_update_loop()
+        backends.clear()
+
+    def _reconnect(self) -> None:
+        """Let the next call open new channels.
 
         gRPC waits longer and longer, up to two minutes, before it tries a failed channel again: a
-        backend that is back would be missed for that long.
+        service that is back would be missed for that long.
         """
-        get_dc_event_loop().call_soon_threadsafe(get_runtime().backend_clients.clear)
+        get_dc_event_loop().call_soon_threadsafe(self._forget_channels)
+
+    def _forget_channels(self) -> None:
+        runtime = self._client.runtime
+        runtime.backend_clients.clear()
+        if runtime.metadata_service.channel.get_state() in _BROKEN:
+            runtime.metadata_service = MetadataClient(*self.address)
+            runtime.backend_clients.metadata_api = runtime.metadata_service
 
 
 def _one_line(error: BaseException) -> str:
@@ -133,16 +184,22 @@ class DataClayStore:
         self._connection = _Connection.take(settings.host, settings.port)
         self._closed = False
 
-    def call(self, coroutine: Coroutine[Any, Any, T], extra_seconds: float = 0.0) -> T:
-        return self._connection.call(coroutine, self.timeout_seconds + extra_seconds)
+    def deadline(self) -> float:
+        """When a call that begins now must have ended, by ``time.monotonic``."""
+        return time.monotonic() + self.timeout_seconds
+
+    def call(self, coroutine: Coroutine[Any, Any, T], deadline: float | None = None) -> T:
+        """What *coroutine* returns until *deadline*, by default a call's."""
+        left = (self.deadline() if deadline is None else deadline) - time.monotonic()
+        return self._connection.call(coroutine, left, self.timeout_seconds)
 
     def nodes(self) -> list[str]:
         aliases = self.call(get_runtime().metadata_service.get_all_alias(_DATASET, None))
         names = (alias.name for alias in aliases.values())
-        return sorted(name.removeprefix(_WINDOW) for name in names if name.startswith(_WINDOW))
+        return sorted(name.removeprefix(WINDOW) for name in names if name.startswith(WINDOW))
 
     def create_window(self, node: str, capacity_rows: int = DEFAULT_CAPACITY_ROWS) -> Window:
-        window = DataClayWindow(self, node, lambda: model.TimeSeriesData(capacity_rows))
+        window = DataClayWindow(self, node, capacity_rows)
         window.resize(capacity_rows)
         return window
 
@@ -150,6 +207,10 @@ class DataClayStore:
         window = DataClayWindow(self, node, None)
         window.info()
         return window
+
+    def repair(self, node: str) -> str:
+        """Set aside what is damaged of *node*'s window, keep what is intact; says what was done."""
+        return DataClayWindow(self, node, None).repair()
 
     def model_state(self, owner: str, metric: str) -> ModelState:
         return DataClayModelState(self, f"{owner}.{metric}")
@@ -169,9 +230,8 @@ class DataClayStore:
 class _Stored:
     """An object of the backend, found by its alias and found again when it is gone.
 
-    A backend that was killed comes back without the objects that it had not written, while their
-    aliases are still there; a client that was killed may leave an alias before its object. Who may
-    make such an object makes it anew; a reader alone reports it missing.
+    The backend finds an object's files by its alias, so an object that the key-value store has lost
+    is made anew with all that it held. A reader alone reports it missing.
     """
 
     def __init__(self, store: DataClayStore, alias: str, make: Callable[[], Any] | None) -> None:
@@ -182,63 +242,65 @@ class _Stored:
 
     def call(self, method: str, *args: Any, extra_seconds: float = 0.0) -> Any:
         """Call an active method; once more where the object turns out to be another or gone."""
+        deadline = self._store.deadline() + extra_seconds
         try:
-            return self._try(method, *args, extra_seconds=extra_seconds)
+            return self._try(deadline, method, *args)
         except _MISSING:
-            gone, self._object = self._object, None
-            if gone is None:
+            if self._object is None:
                 raise
-            if self._make is not None:
-                self._forget(gone._dc_meta.id)
-        return self._try(method, *args, extra_seconds=extra_seconds)
+            self._object = self._made(self._make, deadline) if self._make is not None else None
+        return self._try(deadline, method, *args)
 
-    def _try(self, method: str, *args: Any, extra_seconds: float) -> Any:
-        if self._object is None:
-            self._object = self._find()
-        return self._store.call(getattr(self._object, method)(*args), extra_seconds)
+    def _try(self, deadline: float, method: str, *args: Any) -> Any:
+        found = self._object  # another thread may find it gone meanwhile
+        if found is None:
+            found = self._object = self._find(deadline)
+        return self._store.call(getattr(found, method)(*args), deadline)
 
-    def _find(self) -> Any:
-        target = None
-        patience = time.monotonic() + self._store.timeout_seconds / 2
+    def _find(self, deadline: float) -> Any:
+        try:
+            return self._store.call(DataClayObject.a_get_by_alias(self._alias), deadline)
+        except _MISSING:
+            if self._make is None:
+                raise
+        return self._made(self._make, deadline)
+
+    def _made(self, make: Callable[[], Any], deadline: float) -> Any:
+        """The object, made anew: every process makes the same one."""
         while True:
+            made = make()
             try:
-                return self._store.call(DataClayObject.a_get_by_alias(self._alias))
-            except _MISSING:
-                if self._make is None:
-                    raise
-            if time.monotonic() > patience and target is not None:
-                self._forget(target)
-            try:
-                made = self._make()
-                self._store.call(made.a_make_persistent(alias=self._alias))
+                self._store.call(made.a_make_persistent(alias=self._alias), deadline)
                 return made
             except _TAKEN:
-                # Another process was faster: its alias comes an instant before its object.
-                target = target or self._target()
-                time.sleep(0.05)
+                if self._alias_is_of(made, deadline):
+                    self._store.call(made.a_make_persistent(), deadline)
+                    return made
 
-    def _target(self) -> UUID | None:
-        """Which object the alias names, be it there or not."""
-        aliases = self._store.call(get_runtime().metadata_service.get_all_alias(_DATASET, None))
-        ids = (alias.object_id for alias in aliases.values() if alias.name == self._alias)
-        return next(ids, None)
-
-    def _forget(self, gone: UUID) -> None:
-        """Delete the alias of the object *gone*, unless another has made a new one meanwhile."""
-        if self._target() != gone:
-            return
-        _log.warning("%s is gone from the backend; it is made anew, empty", self._alias)
-        with contextlib.suppress(*_MISSING):
-            self._store.call(get_runtime().metadata_service.delete_alias(self._alias, _DATASET))
+    def _alias_is_of(self, made: Any, deadline: float) -> bool:
+        """Is it? An alias of another object, which no files belong to, is deleted."""
+        metadata = get_runtime().metadata_service
+        aliases = self._store.call(metadata.get_all_alias(_DATASET, None), deadline)
+        targets = [alias.object_id for alias in aliases.values() if alias.name == self._alias]
+        if targets and targets[0] != made._dc_meta.id:
+            _log.warning("alias of an unknown object deleted: alias=%s", self._alias)
+            with contextlib.suppress(*_MISSING):
+                self._store.call(metadata.delete_alias(self._alias, _DATASET), deadline)
+        return targets == [made._dc_meta.id]
 
 
 class DataClayWindow:
     """A Window whose rows are in the backend."""
 
-    def __init__(self, store: DataClayStore, node: str, make: Callable[[], Any] | None) -> None:
+    def __init__(self, store: DataClayStore, node: str, capacity_rows: int | None) -> None:
+        """Without *capacity_rows*, a window that is not there stays so."""
+        alias = WINDOW + checked_name(node)
+        make = (
+            None if capacity_rows is None else partial(model.TimeSeriesData, alias, capacity_rows)
+        )
         self._store = store
         self._node = node
-        self._stored = _Stored(store, _WINDOW + checked_name(node), make)
+        self._stored = _Stored(store, alias, make)
 
     def _call(self, method: str, *args: Any, extra_seconds: float = 0.0) -> Any:
         try:
@@ -270,6 +332,10 @@ class DataClayWindow:
     def resize(self, capacity_rows: int) -> None:
         self._call("resize", capacity_rows)
 
+    def repair(self) -> str:
+        report: str = self._call("repair")
+        return report
+
     def wait(self, after: int, timeout_seconds: float) -> int:
         cursor: int = self._call("wait", after, timeout_seconds, extra_seconds=timeout_seconds)
         return cursor
@@ -279,7 +345,8 @@ class DataClayModelState:
     """A ModelState in the backend."""
 
     def __init__(self, store: DataClayStore, name: str) -> None:
-        self._stored = _Stored(store, _MODEL + checked_name(name), model.ModelState)
+        alias = MODEL + checked_name(name)
+        self._stored = _Stored(store, alias, partial(model.ModelState, alias))
 
     def put(self, version: ModelVersion, *, best: bool = False) -> None:
         self._stored.call("put", version, best)

@@ -1,19 +1,22 @@
 """The classes that live in dataClay's backend. Their dependencies are the backend's: numpy.
 
-Every method is a coroutine: the backend runs it on its one event loop, so a method without an
-``await`` inside is atomic and any number of writers lose no row, which dataClay's own threads would
-not give (it locks nothing). A waiting reader takes no thread either.
+The objects themselves hold nothing but names: what they are about is in the backend's state folder,
+found by the alias. So whatever dataClay forgets or remembers of an object, its rows are there.
+
+Every method is a coroutine: the backend runs it on its one event loop, so a method is atomic up to
+its first ``await`` and any number of writers lose no row, which dataClay's own threads would not
+give (it locks nothing). A waiting reader takes no thread either.
 """
 
-import asyncio
-import time
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any
+from functools import cache
+from pathlib import Path
+from uuid import UUID
 
 from dataclay import DataClayObject, activemethod
+from dataclay.config import settings
+from dataclay.exceptions import ObjectNotFound
 
-from icos_fl_timeseries_store.buffer import RowBuffer
 from icos_fl_timeseries_store.contract import (
     Appended,
     ModelVersion,
@@ -22,38 +25,57 @@ from icos_fl_timeseries_store.contract import (
     Values,
     WindowInfo,
 )
+from icos_fl_timeseries_store.durable import DurableModelState, DurableWindow, StateFolder
 from icos_fl_timeseries_store.metrics import measured
-
-_waiting: defaultdict[Any, set[asyncio.Future[None]]] = defaultdict(set)
-"""Who waits for new rows, by object id. Not part of the objects: it ends with the process."""
-
-_FIRST_CURSOR = time.time_ns() // 1_000_000
-"""Cursors of this process start here, above all that a killed one gave to rows that it lost: else a
-reader would wait for a cursor that it has seen long ago, and miss what came since."""
+from icos_fl_timeseries_store.names import object_id
 
 
-async def _load(stored: DataClayObject, attribute: str) -> Any:
-    """An attribute of *stored*, read from disk first where dataClay has unloaded the object.
+@cache
+def _folder() -> StateFolder:
+    """The backend's; nothing else calls the methods here."""
+    return StateFolder(Path(settings.storage_path))
 
-    dataClay refuses to load on its event loop, so a thread touches the attribute there.
-    """
-    while not stored._dc_is_loaded:
-        await asyncio.to_thread(getattr, stored, attribute)
-    return getattr(stored, attribute)
+
+@cache
+def _aliases() -> dict[UUID, str]:
+    """Of all objects that have had a file, in this process or before."""
+    return {object_id(alias): alias for alias in _folder().aliases()}
+
+
+_used: dict[UUID, DataClayObject] = {}
+"""Objects that were called. dataClay would forget one that it has not loaded, and look it up in the
+key-value store for every call."""
+
+
+def _alias_of(stored: DataClayObject) -> str:
+    """Raises ObjectNotFound for an object that another process had, and never wrote."""
+    number = stored._dc_meta.id
+    if number not in _aliases():
+        if not stored._dc_is_loaded:
+            raise ObjectNotFound(number)
+        _aliases()[number] = stored.alias
+    _used[number] = stored
+    return _aliases()[number]
 
 
 class TimeSeriesData(DataClayObject):  # type: ignore[misc]
     """The sliding window of one node; ``contract.Window`` tells what its methods do."""
 
-    rows: RowBuffer
+    alias: str
+    capacity_rows: int
 
-    def __init__(self, capacity_rows: int) -> None:
-        self.rows = RowBuffer(capacity_rows)
+    def __init__(self, alias: str, capacity_rows: int) -> None:
+        self._dc_meta.id = object_id(alias)
+        self.alias = alias
+        self.capacity_rows = capacity_rows
 
-    async def _rows(self) -> RowBuffer:
-        rows: RowBuffer = await _load(self, "rows")
-        rows.cursor = max(rows.cursor, _FIRST_CURSOR)
-        return rows
+    async def _window(self) -> DurableWindow:
+        alias = _alias_of(self)
+        try:
+            capacity_rows = self.capacity_rows if self._dc_is_loaded else None
+            return await _folder().window(alias, capacity_rows)
+        except KeyError:
+            raise ObjectNotFound(self._dc_meta.id) from None
 
     @activemethod  # type: ignore[untyped-decorator]
     @measured
@@ -64,57 +86,56 @@ class TimeSeriesData(DataClayObject):  # type: ignore[misc]
         values_tf: Values,
         units: Mapping[str, str] | None = None,
     ) -> Appended:
-        rows = await self._rows()
-        appended = rows.append(columns, times_ns_t, values_tf, units)
-        for waiting in _waiting.pop(self._dc_meta.id, ()):
-            if not waiting.done():
-                waiting.set_result(None)
-        return appended
+        window = await self._window()
+        return await window.append(columns, times_ns_t, values_tf, units)
 
     @activemethod  # type: ignore[untyped-decorator]
     @measured
     async def read(self, last: int | None = None, after: int | None = None) -> Rows:
-        rows = await self._rows()
-        return rows.read(last=last, after=after)
+        window = await self._window()
+        return window.read(last, after)
 
     @activemethod  # type: ignore[untyped-decorator]
     async def info(self) -> WindowInfo:
-        rows = await self._rows()
-        return rows.info()
+        window = await self._window()
+        return window.info()
 
     @activemethod  # type: ignore[untyped-decorator]
     async def resize(self, capacity_rows: int) -> None:
-        rows = await self._rows()
-        rows.resize(capacity_rows)
+        window = await self._window()
+        await window.resize(capacity_rows)
 
     @activemethod  # type: ignore[untyped-decorator]
     async def wait(self, after: int, timeout_seconds: float) -> int:
-        rows = await self._rows()
-        if rows.cursor <= after:
-            changed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            _waiting[self._dc_meta.id].add(changed)
-            await asyncio.wait([changed], timeout=timeout_seconds)
-            _waiting[self._dc_meta.id].discard(changed)
-            rows = await self._rows()
-        return rows.cursor
+        window = await self._window()
+        return await window.wait(after, timeout_seconds)
+
+    @activemethod  # type: ignore[untyped-decorator]
+    async def repair(self) -> str:
+        """Set a damaged file aside and keep what is intact of it; says what was done."""
+        return await _folder().repair(_alias_of(self))
 
 
 class ModelState(DataClayObject):  # type: ignore[misc]
     """One metric's global model as one owner keeps it: its ``latest`` and ``best`` version."""
 
-    versions: dict[str, ModelVersion]
+    alias: str
 
-    def __init__(self) -> None:
-        self.versions = {}
+    def __init__(self, alias: str) -> None:
+        self._dc_meta.id = object_id(alias)
+        self.alias = alias
+
+    async def _state(self) -> DurableModelState:
+        return await _folder().model_state(_alias_of(self))
 
     @activemethod  # type: ignore[untyped-decorator]
     @measured
     async def put(self, version: ModelVersion, best: bool) -> None:
-        versions = await _load(self, "versions")
-        self.versions = {**versions, "latest": version, **({"best": version} if best else {})}
+        state = await self._state()
+        await state.put(version, best)
 
     @activemethod  # type: ignore[untyped-decorator]
     @measured
     async def get(self, which: str) -> ModelVersion | None:
-        version: ModelVersion | None = (await _load(self, "versions")).get(which)
-        return version
+        state = await self._state()
+        return state.get(which)

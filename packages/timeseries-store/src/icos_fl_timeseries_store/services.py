@@ -1,6 +1,6 @@
 """The services that a store is made of, each a process in the foreground: Valkey and dataClay's."""
 
-import contextlib
+import fcntl
 import os
 import runpy
 import signal
@@ -79,12 +79,19 @@ def serve(service: Service, settings: ServiceSettings) -> None:
         _serve_kv(settings)
     folder = usable_folder(settings.state_dir / "objects") if service == "backend" else None
     os.environ.update(_dataclay_environment(settings, folder))
-    _prepare_kv(folder, settings)
     logs.configure_libraries(settings.log_level)
     # dataClay's settings look for secrets in a folder that only containers have.
     warnings.filterwarnings("ignore", message='directory "/run/secrets" does not exist')
-    if service == "backend":
-        _flush_before_leaving()
+    kv = valkey.Valkey(
+        settings.kv_host or settings.host,
+        settings.kv_port,
+        socket_timeout=KV_PATIENCE_SECONDS,
+        socket_connect_timeout=KV_PATIENCE_SECONDS,
+    )
+    _wait_for_kv(kv, settings)
+    if folder is not None:
+        _hold(folder)
+        _register_backend(kv, folder, settings)
         # It ends with the process.
         Metrics(
             "icos-fl-timeseries-store", settings.metrics_address, settings.metrics_otlp_endpoint
@@ -95,20 +102,40 @@ def serve(service: Service, settings: ServiceSettings) -> None:
     runpy.run_module(f"dataclay.{service}", run_name="__main__", alter_sys=True)
 
 
-def _flush_before_leaving() -> None:
-    """Have a backend that stops write its objects before anything else.
+def _hold(folder: Path) -> None:
+    """Keep other backends out of *folder* until this process ends, however it does."""
+    descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise StateFolderError(
+            f"state folder {folder} is in use by another backend; end it, or choose another folder"
+        ) from None
 
-    dataClay leaves the key-value store first, and where that has stopped already, as when all
-    services are told to stop at once, it ends there with nothing written.
-    """
+
+def _register_backend(kv: valkey.Valkey, folder: Path, settings: ServiceSettings) -> None:
+    """Make the key-value store fit what is in *folder*, now and as long as the backend runs."""
+    from dataclay.metadata.api import MetadataAPI
     from dataclay.runtime import BackendRuntime
 
-    leave = BackendRuntime.stop
+    from icos_fl_timeseries_store.registration import Registrations
+
+    registrations = Registrations(kv, folder, settings.host, settings.backend_port)
+    try:
+        registrations.begin()
+    except valkey.ValkeyError as error:
+        raise StoreUnavailable(f"the key-value store takes nothing: {error}") from None
+    enter, leave = MetadataAPI.register_backend, BackendRuntime.stop
+
+    async def register_backend(self: Any, *args: Any) -> None:
+        await enter(self, *args)
+        registrations.registered(*args)
 
     async def stop(self: Any) -> None:
-        await self.data_manager.flush_all()
+        registrations.end()
         await leave(self)
 
+    MetadataAPI.register_backend = register_backend
     BackendRuntime.stop = stop
 
 
@@ -140,7 +167,9 @@ def _serve_kv(settings: ServiceSettings) -> None:
             *("--port", str(settings.kv_port)),
             *("--dir", str(folder)),
             *("--appendonly", "yes"),
-            *("--appendfsync", "always"),
+            # "always" would end the process on a full disk. What a power cut takes of the last
+            # second, the backend puts back: see registration.py.
+            *("--appendfsync", "everysec"),
             *("--save", ""),
             *("--protected-mode", "no" if settings.host != "127.0.0.1" else "yes"),
         ],
@@ -171,27 +200,23 @@ def _dataclay_environment(settings: ServiceSettings, folder: Path | None) -> dic
         # dataClay's own metrics server listens on all addresses; ours serves its gauges too.
         environment["DATACLAY_METRICS"] = str(settings.has_metrics)
         environment["DATACLAY_METRICS_EXPORTER"] = "none"
+        # Rows and models have files of their own, written before a call is answered: dataClay's
+        # objects, which hold nothing, need not be written when it stops or memory runs short.
+        environment["DATACLAY_EPHEMERAL"] = "true"
+        environment["DATACLAY_MEMORY_THRESHOLD_HIGH"] = "2"
     return environment
 
 
-def _prepare_kv(folder: Path | None, settings: ServiceSettings) -> None:
-    """Wait for the key-value store, and delete there what a killed backend left.
-
-    With that registration of its own identity a backend could not register again.
-    """
-    host, port = settings.kv_host or settings.host, settings.kv_port
+def _wait_for_kv(kv: valkey.Valkey, settings: ServiceSettings) -> None:
     deadline = time.monotonic() + KV_PATIENCE_SECONDS
-    with contextlib.closing(valkey.Valkey(host, port, socket_timeout=KV_PATIENCE_SECONDS)) as kv:
-        while True:
-            try:
-                kv.ping()
-                break
-            except valkey.ValkeyError as error:
-                if time.monotonic() > deadline:
-                    raise StoreUnavailable(
-                        f"no key-value store at {host}:{port} in {KV_PATIENCE_SECONDS} s: {error}"
-                    ) from None
-                time.sleep(0.1)
-        identity = folder / "BACKEND_ID" if folder is not None else None
-        if identity is not None and identity.exists():
-            kv.delete(f"/backend/{identity.read_text().strip()}")
+    while True:
+        try:
+            kv.ping()
+            return
+        except valkey.ValkeyError as error:
+            if time.monotonic() > deadline:
+                raise StoreUnavailable(
+                    f"no key-value store at {settings.kv_host or settings.host}:{settings.kv_port}"
+                    f" in {KV_PATIENCE_SECONDS} s: {error}"
+                ) from None
+            time.sleep(0.1)

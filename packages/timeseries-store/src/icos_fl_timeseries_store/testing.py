@@ -33,11 +33,11 @@ class StoreProcesses:
     def settings(self) -> StoreSettings:
         return StoreSettings(port=int(self.environment["ICOS_FL_STORE_METADATA_PORT"]))
 
-    def start(self, service: Service) -> None:
-        """Start *service* and wait until its port answers."""
+    def start(self, service: Service, within: tuple[str, ...] = ()) -> None:
+        """Start *service*, by the command *within*, and wait until its port answers."""
         log = (self.folder / f"{service}.log").open("ab")
         process = subprocess.Popen(
-            [sys.executable, "-m", "icos_fl_timeseries_store", "serve", service],
+            [*within, sys.executable, "-m", "icos_fl_timeseries_store", "serve", service],
             env={**os.environ, **self.environment},
             stdout=log,
             stderr=log,

@@ -11,7 +11,7 @@ import numpy as np
 
 from icos_fl_timeseries_store.conditions import Condition, Expectations, Finding, judge
 from icos_fl_timeseries_store.contract import Rows, Store
-from icos_fl_timeseries_store.errors import UnknownNode
+from icos_fl_timeseries_store.errors import StoreDamaged, UnknownNode
 
 _NO_ROWS = Rows((), (), np.empty(0, np.int64), np.empty((0, 0)), 0)
 GAP_FACTOR = 1.5
@@ -123,7 +123,7 @@ class Watcher:
     def wait(self, seconds: float) -> None:
         """Return when the one window changes, or after *seconds*. Raises StoreUnavailable."""
         if self._node in self._before:
-            with contextlib.suppress(UnknownNode):
+            with contextlib.suppress(UnknownNode, StoreDamaged):
                 self._store.window(self._node).wait(self._before[self._node].cursor, seconds)
                 return
         time.sleep(seconds)
@@ -131,9 +131,10 @@ class Watcher:
     def _look_at(self, node: str) -> Report:
         try:
             rows = self._store.window(node).read()
-        except UnknownNode as error:
-            found = [Finding(Condition.SILENT, "", str(error))]
-            rows = _NO_ROWS
+        except (UnknownNode, StoreDamaged) as error:
+            damaged = isinstance(error, StoreDamaged)
+            condition = Condition.DAMAGED if damaged else Condition.SILENT
+            found, rows = [Finding(condition, "", str(error))], _NO_ROWS
         else:
             found = judge(rows, self._expectations, None if self._recorded else time.time_ns())
         report = look(node, rows, self._before.get(node), found)
