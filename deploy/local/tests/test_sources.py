@@ -1,13 +1,17 @@
 """What --source collector starts, and when Scaphandre can measure."""
 
+import os
+import socket
 from pathlib import Path
 
 import pytest
 from icos_fl_local import sources
+from icos_fl_local.commands import _is_up
 from icos_fl_local.deployment import Deployment, assign_ports, component_names
 from icos_fl_local.errors import LocalError
 from icos_fl_local.sources import Power, Sources, power_of
 from icos_fl_local.state import StateFolder
+from icos_fl_local.supervisor import Component
 
 
 @pytest.fixture
@@ -47,34 +51,45 @@ def test_without_a_list_of_modules_scaphandre_would_end(counters, tmp_path):
     assert power == Power(None, f"no {tmp_path / 'none'}, which Scaphandre needs: no power")
 
 
-def components(found: Sources, folder: Path) -> dict[str, tuple[tuple[str, ...], dict[str, str]]]:
+def components(found: Sources, folder: Path) -> dict[str, Component]:
     ports = assign_ports(component_names(["a"], found.names), {})
     deployment = Deployment(StateFolder(folder), ("a",), ports)
-    return {
-        component.name: (component.command, dict(component.env))
-        for component in found.components(deployment)
-    }
+    return {component.name: component for component in found.components(deployment)}
 
 
 def test_without_power_the_collector_runs_alone(tmp_path):
     found = Sources(Path("/otelcol"), None, Power(None, ""))
     (name,) = started = components(found, tmp_path)
-    command, env = started[name]
     assert name == "collector"
-    assert [Path(word).name for word in command] == ["otelcol", "config.yaml"]
-    assert env["ICOS_FL_NODE"] == "a"
-    assert "ICOS_FL_SCAPHANDRE_ADDRESS" not in env
+    assert [Path(word).name for word in started[name].command] == ["otelcol", "config.yaml"]
+    assert started[name].env["ICOS_FL_NODE"] == "a"
+    assert "ICOS_FL_SCAPHANDRE_ADDRESS" not in started[name].env
 
 
 def test_with_power_the_collector_scrapes_the_scaphandre_that_is_started(tmp_path):
     found = Sources(Path("/otelcol"), Path("/scaphandre"), Power(("--vm",), ""))
     started = components(found, tmp_path)
     assert list(started) == ["scaphandre", "collector"]
-    scaphandre, _ = started["scaphandre"]
-    assert scaphandre[:3] == ("/scaphandre", "--vm", "prometheus")
-    command, env = started["collector"]
-    assert [Path(word).name for word in command] == ["otelcol", "config.yaml", "power.yaml"]
-    assert env["ICOS_FL_SCAPHANDRE_ADDRESS"] == f"127.0.0.1:{scaphandre[-1]}"
+    scaphandre, collector = started["scaphandre"], started["collector"]
+    assert scaphandre.command[:3] == ("/scaphandre", "--vm", "prometheus")
+    files = [Path(word).name for word in collector.command]
+    assert files == ["otelcol", "config.yaml", "power.yaml"]
+    assert collector.env["ICOS_FL_SCAPHANDRE_ADDRESS"] == f"127.0.0.1:{scaphandre.port}"
+
+
+@pytest.mark.parametrize("asks", ["up", "status"])
+def test_whether_scaphandre_runs_is_seen_at_its_port_and_nothing_is_requested(tmp_path, asks):
+    """A request for its /metrics that is not the Collector's would freeze its values."""
+    scaphandre = components(Sources(Path("/o"), Path("/s"), Power((), "")), tmp_path)["scaphandre"]
+    with socket.create_server(("127.0.0.1", scaphandre.port)) as listener:
+        if asks == "up":
+            assert scaphandre.ready()
+        else:
+            assert _is_up("scaphandre", {"pid": os.getpid(), "port": scaphandre.port})
+        connection, _ = listener.accept()
+        with connection:
+            connection.settimeout(5)
+            assert connection.recv(1) == b""
 
 
 def test_a_collector_that_is_not_built_is_told_with_the_command_that_builds_it(
