@@ -50,6 +50,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from icos_fl_otlp_bridge import Server, default_config
 from icos_fl_service import logs
+from icos_fl_service.shim import tied
 from icos_fl_timeseries_store import MemoryStore, connect
 from icos_fl_timeseries_store.testing import free_port, running_store
 from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2 as pb
@@ -232,7 +233,7 @@ def bridge_on_dataclay() -> Iterator[Running]:
             "ICOS_FL_BRIDGE_STORE__PORT": str(settings.port),
             "ICOS_FL_BRIDGE_LOG_LEVEL": "ERROR",
         }
-        command = [sys.executable, "-m", "icos_fl_otlp_bridge"]
+        command = tied(sys.executable, "-m", "icos_fl_otlp_bridge")
         with ended(subprocess.Popen(command, env={**os.environ, **environment})) as pid:
             yield Running(pid, grpc_address, http_address)
             with connect(settings) as store:

@@ -12,6 +12,7 @@ import pytest
 from google.rpc.error_details_pb2 import RetryInfo
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
+from icos_fl_service.shim import tied
 from icos_fl_timeseries_store import StoreSettings, connect
 from icos_fl_timeseries_store.contract import Rows
 from icos_fl_timeseries_store.services import SERVICES
@@ -41,7 +42,7 @@ def bridge_process(store: StoreProcesses) -> Iterator[tuple[subprocess.Popen[byt
         "ICOS_FL_BRIDGE_STORE__TIMEOUT_SECONDS": "3",
     }
     process = subprocess.Popen(
-        [sys.executable, "-m", "icos_fl_otlp_bridge"], env={**os.environ, **environment}
+        tied(sys.executable, "-m", "icos_fl_otlp_bridge"), env={**os.environ, **environment}
     )
     try:
         with grpc.insecure_channel(address) as channel:

@@ -10,6 +10,7 @@ import numpy as np
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from icos_fl.processor.v1 import processor_service_pb2 as pb
 from icos_fl.processor.v1 import processor_service_pb2_grpc as pb_grpc
+from icos_fl_service.shim import tied
 from icos_fl_timeseries_store import StoreSettings, connect
 from icos_fl_timeseries_store.testing import free_port, store_processes
 
@@ -43,7 +44,7 @@ def test_health_and_answers_return_with_the_backend(tmp_path: Path):
             "ICOS_FL_PROCESSOR_STORE__TIMEOUT_SECONDS": "3",
         }
         processor = subprocess.Popen(
-            [sys.executable, "-m", "icos_fl_processor"], env={**os.environ, **environment}
+            tied(sys.executable, "-m", "icos_fl_processor"), env={**os.environ, **environment}
         )
         try:
             with grpc.insecure_channel(address) as channel:

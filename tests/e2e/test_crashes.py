@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 from google.rpc.error_details_pb2 import RetryInfo
 from grpc_status import rpc_status
+from icos_fl_service.shim import tied
 from icos_fl_timeseries_store import connect
 from icos_fl_timeseries_store.services import SERVICES, Service
 from icos_fl_timeseries_store.testing import StoreProcesses, free_port, store_processes
@@ -119,7 +120,7 @@ class Pipeline:
 
     def start_bridge(self) -> None:
         self.bridge = subprocess.Popen(
-            [sys.executable, "-m", "icos_fl_otlp_bridge"],
+            tied(sys.executable, "-m", "icos_fl_otlp_bridge"),
             env={**os.environ, **self._environment},
             stdout=self._log,
             stderr=self._log,

@@ -1,16 +1,16 @@
 """Starts the components as processes, notices when one dies, and stops them without a rest."""
 
-import os
 import re
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TypeVar
+
+from icos_fl_service.shim import tied
 
 from icos_fl_local import guard
 from icos_fl_local.errors import Interrupted, LocalError
@@ -19,9 +19,6 @@ T = TypeVar("T")
 _POLL_SECONDS = 0.1
 _LOG_LINES = 10
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
-# Becomes the component after asking the kernel to kill it with us. A preexec_fn would do it in the
-# forked child, which is not safe once gRPC has its threads.
-_SHIM = str(Path(guard.__file__).with_name("shim.py"))
 
 
 @dataclass(frozen=True)
@@ -221,7 +218,7 @@ class Supervisor:
         errors: IO[bytes],
     ) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
-            [sys.executable, "-I", "-S", _SHIM, str(os.getpid()), *command],
+            tied(*command),
             env=self._env | dict(env),
             stdin=subprocess.DEVNULL,
             stdout=out,

@@ -1,14 +1,20 @@
-"""A real store for tests: the four services as processes on free ports of 127.0.0.1."""
+"""A real store for tests: the four services as processes on free ports of 127.0.0.1.
+
+They end with the process that started them, however that ends.
+"""
 
 import contextlib
 import os
+import shlex
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+
+from icos_fl_service.shim import tied
 
 from icos_fl_timeseries_store.services import SERVICES, Service
 from icos_fl_timeseries_store.settings import StoreSettings
@@ -27,17 +33,19 @@ class StoreProcesses:
 
     folder: Path
     environment: dict[str, str]
-    processes: dict[Service, subprocess.Popen[bytes]]
+    within: tuple[str, ...] = ()
+    """A command that becomes the command that follows it."""
+    processes: dict[Service, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     @property
     def settings(self) -> StoreSettings:
         return StoreSettings(port=int(self.environment["ICOS_FL_STORE_METADATA_PORT"]))
 
-    def start(self, service: Service, within: tuple[str, ...] = ()) -> None:
-        """Start *service*, by the command *within*, and wait until its port answers."""
+    def start(self, service: Service) -> None:
+        """Start *service*, and wait until its port answers."""
         log = (self.folder / f"{service}.log").open("ab")
         process = subprocess.Popen(
-            [*within, sys.executable, "-m", "icos_fl_timeseries_store", "serve", service],
+            tied(*self.within, sys.executable, "-m", "icos_fl_timeseries_store", "serve", service),
             env={**os.environ, **self.environment},
             stdout=log,
             stderr=log,
@@ -69,19 +77,80 @@ class StoreProcesses:
 
 
 @contextlib.contextmanager
-def store_processes(folder: Path) -> Iterator[StoreProcesses]:
+def store_processes(folder: Path, within: tuple[str, ...] = ()) -> Iterator[StoreProcesses]:
     """The services with their state in *folder*, as processes that a test may kill."""
     folder.mkdir(parents=True, exist_ok=True)
     environment = {f"ICOS_FL_STORE_{name.upper()}_PORT": str(free_port()) for name in SERVICES} | {
         "ICOS_FL_STORE_STATE_DIR": str(folder)
     }
-    running = StoreProcesses(folder, environment, {})
+    running = StoreProcesses(folder, environment, within)
     try:
         for service in SERVICES:
             running.start(service)
         yield running
     finally:
         running.stop()
+
+
+@dataclass(frozen=True)
+class SmallDisk:
+    """A file system at *folder*, which only processes see that are started *within*."""
+
+    folder: Path
+    within: tuple[str, ...]
+    seen_at: Path
+    """Where all others find it."""
+
+    def fill(self) -> None:
+        """Leave not a byte."""
+        with (self.seen_at / "filler").open("wb", 0) as filler, contextlib.suppress(OSError):
+            while True:
+                filler.write(bytes(4096))
+
+    def make_room(self) -> None:
+        """Undo ``fill``."""
+        (self.seen_at / "filler").unlink()
+
+    @contextlib.contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Within the block whoever writes or syncs hangs in the kernel. Not for a tmpfs."""
+        subprocess.run([*self.within, "fsfreeze", "--freeze", str(self.folder)], check=True)
+        try:
+            yield
+        finally:
+            subprocess.run([*self.within, "fsfreeze", "--unfreeze", str(self.folder)], check=True)
+
+
+@contextlib.contextmanager
+def small_disk(
+    folder: Path, megabytes: int, image: Path | None = None, options: str = "rw"
+) -> Iterator[SmallDisk]:
+    """A tmpfs, or an ext4 in the file *image*. Raises OSError where none can be mounted.
+
+    Mounted in a namespace of its own, which ends with this process.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    at = shlex.quote(str(folder))
+    mount = f"mount -t tmpfs -o size={megabytes}m,{options} none {at}"
+    if image is not None:
+        file = shlex.quote(str(image))
+        make = f"truncate -s {megabytes}M {file} && mkfs.ext4 -q {file}"
+        mount = f"test -e {file} || {{ {make}; }} && mount -o loop,{options} {file} {at}"
+    with subprocess.Popen(
+        tied("unshare", "--mount", "sh", "-c", f"{mount} && echo mounted && exec sleep infinity"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as holder:
+        try:
+            assert holder.stdout is not None
+            assert holder.stderr is not None
+            if holder.stdout.readline() != "mounted\n":
+                raise OSError(f"no disk can be mounted here: {holder.stderr.read().strip()}")
+            within = ("nsenter", f"--mount=/proc/{holder.pid}/ns/mnt")
+            yield SmallDisk(folder, within, Path(f"/proc/{holder.pid}/root{folder}"))
+        finally:
+            holder.kill()
 
 
 @contextlib.contextmanager
