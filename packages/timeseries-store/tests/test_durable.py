@@ -169,17 +169,34 @@ def test_appends_go_on_while_the_window_is_written_anew(folder, monkeypatch):
     run(main())
 
 
-def test_a_thousand_cuts_leave_all_that_was_acknowledged_or_are_reported(folder, monkeypatch):
-    """Each as a kill or a power cut during an append leaves the file, cut at a random byte."""
-    monkeypatch.setattr(durable, "JOURNAL_BYTES_MIN", 3_000)
+def cut(content, place):
+    return content[:place]
+
+
+def flip(content, place):
+    return content[:place] + bytes([content[place] ^ 0x40]) + content[place + 1 :]
+
+
+def zero(content, place):
+    """The page of *place*."""
+    start = place - place % 4096
+    return content[:start] + bytes(len(content[start : start + 4096])) + content[start + 4096 :]
+
+
+@pytest.mark.parametrize("damage", [cut, flip, zero])
+def test_a_thousand_broken_files_hold_all_that_was_acknowledged_or_are_reported(
+    folder, monkeypatch, damage
+):
+    """Each as a kill or a power cut during an append leaves the file, broken at a random byte."""
+    monkeypatch.setattr(durable, "JOURNAL_BYTES_MIN", 10_000)
     chance = random.Random(SEED)
     outcomes = {"reported": 0, "before": 0, "after": 0}
 
     async def main():
         window = await StateFolder(folder / "live").window("window.a", 40)
         path = folder / "live" / "windows" / "a.state"
-        copy = folder / "cut" / "windows" / "a.state"
-        StateFolder(folder / "cut")
+        copy = folder / "broken" / "windows" / "a.state"
+        StateFolder(folder / "broken")
         for number in range(1, 1001):
             if window._compacting is not None:
                 await window._compacting
@@ -191,23 +208,28 @@ def test_a_thousand_cuts_leave_all_that_was_acknowledged_or_are_reported(folder,
                 after = before  # the file was written anew meanwhile; that step is not torn
             # The mark comes last: until then it is as it was before the append.
             crashed = before[: journal.FRAMES_AT] + after[journal.FRAMES_AT :]
-            low = 0 if number % 2 else acknowledged
-            cut = chance.randint(low, len(crashed))
-            copy.write_bytes(crashed[:cut])
+            low = 0 if number % 2 or after is before else acknowledged
+            place = chance.randrange(low, len(crashed) + (damage is cut))
+            broken = damage(crashed, place)
+            copy.write_bytes(broken)
+            # Of what is before the frames a part says nothing, and the mark may be missing.
+            harmless = broken == crashed or (place < journal.FRAMES_AT and damage is flip)
             try:
-                found = times_of(await again(folder / "cut"))
+                found = times_of(await again(folder / "broken"))
             except StoreDamaged:
-                assert cut < acknowledged, "a torn end is no damage"
+                assert broken[:acknowledged] != crashed[:acknowledged], "a torn end is no damage"
                 outcomes["reported"] += 1
                 continue
-            assert cut >= acknowledged, "acknowledged rows went without a word"
-            whole = cut == len(crashed) and after is not before
+            untouched = broken[:acknowledged] == crashed[:acknowledged]
+            assert untouched or harmless, "acknowledged rows went without a word"
+            whole = harmless and after is not before
             assert found == (times_of(window) if whole else rows_before)
             outcomes["after" if whole else "before"] += 1
 
     run(main())
     assert sum(outcomes.values()) == 1000
-    assert min(outcomes.values()) > 0, outcomes
+    assert outcomes["reported"] > 0
+    assert outcomes["before"] > 0
 
 
 def test_a_damaged_window_is_reported_until_it_is_repaired(folder):

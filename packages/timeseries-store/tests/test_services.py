@@ -9,8 +9,10 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -25,18 +27,16 @@ from icos_fl_timeseries_store import (
     connect,
     services,
 )
-from icos_fl_timeseries_store.durable import replayed
-from icos_fl_timeseries_store.journal import Journal
-from icos_fl_timeseries_store.services import (
-    SERVICES,
-    ServiceSettings,
-    StateFolderError,
-    usable_folder,
-)
-from icos_fl_timeseries_store.testing import free_port, store_processes
+from icos_fl_timeseries_store.services import SERVICES, ServiceSettings
+from icos_fl_timeseries_store.testing import free_port, small_disk, store_processes
 
-mounting = pytest.mark.skipif(
-    os.getuid() != 0 or shutil.which("unshare") is None, reason="mounting needs root and unshare"
+UID = 4242
+"""Of nobody."""
+AS_NOBODY = (
+    *("setpriv", f"--reuid={UID}", f"--regid={UID}", "--clear-groups"),
+    *("--pdeathsig", "KILL"),  # it would be forgotten with the uid
+    # Python may be in somebody's home.
+    *("--inh-caps", "+dac_read_search", "--ambient-caps", "+dac_read_search"),
 )
 
 
@@ -44,11 +44,32 @@ def ns(*seconds):
     return np.array(seconds, np.int64) * 1_000_000_000
 
 
-def fill(path):
-    """Write to *path* until its disk is full."""
-    with path.open("wb", 0) as file, contextlib.suppress(OSError):
-        while True:
-            file.write(bytes(4096))
+def did_not_run(why):
+    warnings.warn(f"DID NOT RUN: {why}", stacklevel=2)
+    pytest.skip(f"DID NOT RUN: {why}")
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """One of 2 MB for the state of a store."""
+    with contextlib.ExitStack() as stack:
+        try:
+            small = stack.enter_context(small_disk(tmp_path / "store", 2))
+        except OSError as error:
+            did_not_run(error)
+        yield small
+
+
+@pytest.fixture
+def nobodys_folder():
+    """A folder that is reached, and owned, by UID; what runs there has no home."""
+    works = [*AS_NOBODY, sys.executable, "-c", "import icos_fl_timeseries_store"]
+    with contextlib.suppress(OSError), tempfile.TemporaryDirectory() as folder:
+        if subprocess.run(works, capture_output=True, check=False).returncode == 0:
+            os.chown(folder, UID, UID)
+            yield Path(folder)
+            return
+    did_not_run("becoming another user needs root and setpriv")
 
 
 def append(store, seconds, node="a"):
@@ -71,16 +92,9 @@ def until_available(call, seconds=20):
             time.sleep(0.05)
 
 
-def available(call):
-    try:
-        return call() is not False
-    except StoreUnavailable:
-        return False
-
-
 def until_true(condition, seconds=20):
     deadline = time.monotonic() + seconds
-    while not condition():
+    while not until_available(condition):
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
@@ -92,9 +106,9 @@ async def flush_all(store):
         await client.flush_all()
 
 
-def run_store(folder, *arguments, environment=None):
+def run_store(folder, *arguments, environment=None, within=()):
     return subprocess.run(
-        [sys.executable, "-m", "icos_fl_timeseries_store", *arguments],
+        [*within, sys.executable, "-m", "icos_fl_timeseries_store", *arguments],
         env={**os.environ, "ICOS_FL_STORE_STATE_DIR": str(folder), **(environment or {})},
         capture_output=True,
         text=True,
@@ -327,7 +341,7 @@ def test_a_backend_that_hangs_is_unavailable_at_the_deadline(running, node):
             running.processes["backend"].send_signal(signal.SIGCONT)
 
 
-def test_a_backend_that_is_away_is_said_at_once_at_no_cost(running, store, node):
+def test_a_backend_that_is_away_is_said_at_once_at_no_cost_and_found_at_once(running, store, node):
     window = store.create_window(node)
     end_backend(running, signal.SIGKILL)
     try:
@@ -339,6 +353,7 @@ def test_a_backend_that_is_away_is_said_at_once_at_no_cost(running, store, node)
         assert time.process_time() - used < 1
     finally:
         running.start("backend")
+    assert window.info().rows == 0
 
 
 def test_a_metadata_service_that_hangs_costs_one_deadline(running, node):
@@ -365,7 +380,7 @@ def test_writers_and_readers_go_on_while_a_service_is_dead(running, store, node,
         assert seconds_of(window) == [1, 2]
     finally:
         running.start(service)
-    assert until_available(lambda: node in store.nodes())
+    until_true(lambda: node in store.nodes())  # of a node that is new, the backend tells it
 
 
 def test_commands_read_a_running_store(running, store, node):
@@ -431,115 +446,99 @@ def test_a_folder_that_is_a_file_is_one_line(tmp_path):
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="changing the uid needs root")
-def test_a_folder_of_another_user_is_named_with_the_uid(tmp_path):
-    folder = tmp_path / "theirs"
-    folder.mkdir(mode=0o700)
-    child = os.fork()
-    if child == 0:
-        os.setuid(4242)
-        try:
-            usable_folder(folder)
-        except StateFolderError as error:
-            os._exit(0 if "uid 4242" in str(error) and str(folder) in str(error) else 2)
-        os._exit(1)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-
-
-@mounting
-@pytest.mark.parametrize(
-    ("mount", "reason"),
-    [
-        ("mount -t tmpfs -o size=4k none {0}; head -c 8192 /dev/zero > {0}/full", "No space left"),
-        ("mount -t tmpfs -o ro none {0}", "Read-only file system"),
-    ],
-)
-@pytest.mark.parametrize("service", ["kv", "backend"])
-def test_a_full_or_read_only_disk_is_one_line(tmp_path, service, mount, reason):
-    command = [sys.executable, "-m", "icos_fl_timeseries_store", "serve", service]
-    done = subprocess.run(
-        [
-            "unshare",
-            "--mount",
-            "sh",
-            "-c",
-            f'{mount.format(tmp_path)} 2>&-; exec "$@"',
-            "sh",
-            *command,
-        ],
-        env={**os.environ, "ICOS_FL_STORE_STATE_DIR": str(tmp_path / "state")},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+def refusal(done):
+    """The one line that a service said before it ended."""
     (line,) = done.stderr.splitlines()
     assert done.returncode == 1
+    assert "choose another folder" in line
+    return line
+
+
+@pytest.mark.parametrize("service", ["kv", "backend"])
+def test_a_folder_of_another_user_is_one_line_with_the_uid(nobodys_folder, service):
+    os.chown(nobodys_folder, 0, 0)
+    done = run_store(nobodys_folder, "serve", service, within=AS_NOBODY)
+    folder = nobodys_folder / ("kv" if service == "kv" else "objects")
+    assert f"state folder {folder} cannot be written by uid {UID}: Permission" in refusal(done)
+
+
+def test_a_file_of_another_user_is_one_line_with_the_uid(nobodys_folder):
+    (nobodys_folder / "objects" / "windows").mkdir(parents=True)
+    (nobodys_folder / "objects" / "windows" / "a.state").write_bytes(b"")
+    for path in nobodys_folder.rglob("*"):
+        path.chmod(0o777 if path.is_dir() else 0o644)
+    done = run_store(nobodys_folder, "serve", "backend", within=AS_NOBODY)
+    assert f"by uid {UID}: windows/a.state: Permission denied; " in refusal(done)
+
+
+def test_a_store_runs_as_a_uid_without_a_name_and_a_home(nobodys_folder, monkeypatch):
+    monkeypatch.delenv("HOME", raising=False)
+    with store_processes(nobodys_folder, AS_NOBODY) as running, connect(running.settings) as store:
+        append(store, [1])
+        assert seconds_of(store.window("a")) == [1]
+    assert (nobodys_folder / "objects" / "windows" / "a.state").stat().st_uid == UID
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [("ro", "Read-only file system"), ("nr_inodes=1", "No space left on device")],
+)
+@pytest.mark.parametrize("service", ["kv", "backend"])
+def test_a_disk_on_which_no_folder_can_be_made_is_one_line(tmp_path, service, options, reason):
+    try:
+        with small_disk(tmp_path, 1, options=options) as disk:
+            done = run_store(tmp_path / "state", "serve", service, within=disk.within)
+    except OSError as error:
+        did_not_run(error)
+    line = refusal(done)
     assert str(tmp_path / "state") in line
     assert f"uid {os.getuid()}: {reason}" in line
-    assert "choose another folder" in line
 
 
-def start_on_a_small_disk(running, service, folder, size):
-    """Start *service* with *folder* on a disk of its own; returns where that is seen from here."""
-    running.processes[service].terminate()
-    running.processes[service].wait(40)
-    shutil.rmtree(folder)
-    mount = f"mkdir {folder} && mount -t tmpfs -o size={size} none {folder}"
-    running.start(service, ("unshare", "--mount", "sh", "-c", f'{mount}; exec "$@"', "sh"))
-    return Path(f"/proc/{running.processes[service].pid}/root{folder}")
+def refused_append(store, seconds):
+    """Append until a row is refused: what is left of the file's last page takes a few.
+
+    Adds those that were stored to *seconds*, and returns the refusal.
+    """
+    while True:
+        try:
+            append(store, [seconds[-1] + 1])
+        except StoreFull as error:
+            return str(error)
+        seconds.append(seconds[-1] + 1)
 
 
-@mounting
-def test_a_key_value_store_on_a_full_disk_takes_no_new_window_and_goes_on(tmp_path):
-    with store_processes(tmp_path) as running, connect(running.settings) as store:
-        append(store, [1])
-        inside = start_on_a_small_disk(running, "kv", tmp_path / "kv", "1m")
-        until_true(lambda: available(lambda: "a" in store.nodes()))
-        fill(inside / "filler")
-
-        def refused():
-            store.create_window(f"node-{uuid.uuid4().hex}")
-
-        until_true(lambda: not available(refused))  # the last page has room for some
-        append(store, [2])
-        assert seconds_of(store.window("a")) == [1, 2]
-        (inside / "filler").unlink()
-        until_available(lambda: append(store, [1], "b"))
-        assert "b" in store.nodes()
-        assert running.processes["kv"].poll() is None
-
-
-@mounting
-def test_a_disk_that_fills_refuses_rows_until_there_is_room(tmp_path):
-    with store_processes(tmp_path) as running, connect(running.settings) as store:
-        inside = start_on_a_small_disk(running, "backend", tmp_path / "objects", "1m")
-        until_available(lambda: append(store, [1]))
-        filler = inside / "filler"
-        fill(filler)
+def test_a_store_on_a_full_disk_is_read_from_also_after_a_start_and_goes_on_by_itself(disk):
+    with store_processes(disk.folder, disk.within) as running, connect(running.settings) as store:
         stored = [1]
-        refused = None
-        while refused is None:  # what is left of the file's last page takes a few
-            second = stored[-1] + 1
-            try:
-                append(store, [second])
-                stored.append(second)
-            except StoreFull as error:
-                refused = str(error)
-        assert "window of a cannot be written: No space left on device" in refused
+        append(store, stored)
+        state = store.model_state("a", "x")
+        state.put(ModelVersion(1, {}, {}))
+        disk.fill()
+        full = "window of a cannot be written: No space left on device"
+        assert full in refused_append(store, stored)
+        for process in running.processes.values():
+            process.kill()
+            process.wait()
+        for service in SERVICES:
+            running.start(service)
+        assert until_available(lambda: seconds_of(store.window("a"))) == stored
+        assert full in refused_append(store, stored)
         with pytest.raises(StoreFull, match="No space left"):
-            store.create_window("b")
-        assert seconds_of(store.window("a")) == stored
-        filler.unlink()
+            append(store, [1], "b")
+        with pytest.raises(StoreFull, match="No space left"):
+            state.put(ModelVersion(2, {}, {}))
+        assert state.get().round == 1
+        disk.make_room()
+        stored.append(2000)
         append(store, [2000])
         append(store, [1], "b")
-        assert seconds_of(store.window("a")) == [*stored, 2000]
-        content = (inside / "windows" / "a.state").read_bytes()
-    (tmp_path / "copy").mkdir()
-    (tmp_path / "copy" / "a.state").write_bytes(content)
-    journal, payloads = Journal.open(tmp_path / "copy" / "a.state")
-    journal.close()
-    assert (replayed(payloads).read().times_ns_t // 10**9).tolist() == [*stored, 2000]
+        state.put(ModelVersion(2, {}, {}))
+        end_backend(running, signal.SIGKILL)
+        running.start("backend")
+        assert until_available(lambda: seconds_of(store.window("a"))) == stored
+        assert store.nodes() == ["a", "b"]
+        assert state.get().round == 2
 
 
 def test_a_misspelt_setting_is_refused_with_the_right_name(tmp_path):

@@ -28,7 +28,10 @@ from dataclay.exceptions import (  # noqa: E402
     ObjectNotFound,
 )
 from dataclay.metadata.client import MetadataClient  # noqa: E402
+from dataclay.proto.backend.backend_pb2_grpc import BackendServiceStub  # noqa: E402
+from dataclay.proto.metadata.metadata_pb2_grpc import MetadataServiceStub  # noqa: E402
 from grpc import ChannelConnectivity, RpcError  # noqa: E402
+from grpc.aio import insecure_channel  # noqa: E402
 
 from icos_fl_timeseries_store import model  # noqa: E402
 from icos_fl_timeseries_store.contract import (  # noqa: E402
@@ -86,7 +89,30 @@ def _say_at_once_that_a_backend_is_away() -> None:
     BackendClient.call_active_method = call_once
 
 
+def _try_anew_with_each_channel(client: type[Any], stub: type[Any]) -> None:
+    """gRPC shares a connection that failed among channels, as long as one of them is not collected.
+
+    And waits longer and longer, up to two minutes, before it tries it again: a service that is back
+    would be missed for that long.
+    """
+    make = client.__init__
+    options = [
+        ("grpc.use_local_subchannel_pool", 1),
+        ("grpc.max_send_message_length", -1),
+        ("grpc.max_receive_message_length", -1),
+    ]
+
+    def make_with_own_connection(self: Any, *args: Any, **kwargs: Any) -> None:
+        make(self, *args, **kwargs)
+        self.channel = insecure_channel(self.address, options)
+        self.stub = stub(self.channel)
+
+    client.__init__ = make_with_own_connection
+
+
 _say_at_once_that_a_backend_is_away()
+_try_anew_with_each_channel(BackendClient, BackendServiceStub)
+_try_anew_with_each_channel(MetadataClient, MetadataServiceStub)
 
 
 class _Connection:
@@ -156,11 +182,7 @@ class _Connection:
         backends.clear()
 
     def _reconnect(self) -> None:
-        """Let the next call open new channels.
-
-        gRPC waits longer and longer, up to two minutes, before it tries a failed channel again: a
-        service that is back would be missed for that long.
-        """
+        """Let the next call open new channels."""
         get_dc_event_loop().call_soon_threadsafe(self._forget_channels)
 
     def _forget_channels(self) -> None:

