@@ -376,6 +376,8 @@ def test_writers_and_readers_go_on_while_a_service_is_dead(running, store, node,
     running.processes[service].kill()
     running.processes[service].wait()
     try:
+        with pytest.raises(StoreUnavailable):
+            store.nodes()
         window.append(["x"], ns(2), np.ones((1, 1)))
         assert seconds_of(window) == [1, 2]
     finally:

@@ -151,7 +151,14 @@ class _Connection:
                 self._client.stop()
                 type(self)._current = None
 
-    def call(self, coroutine: Coroutine[Any, Any, T], left: float, timeout_seconds: float) -> T:
+    def call(
+        self,
+        coroutine: Coroutine[Any, Any, T],
+        left: float,
+        timeout_seconds: float,
+        *,
+        of_backend: bool,
+    ) -> T:
         """Run *coroutine* on dataClay's loop; whatever says 'not now' becomes StoreUnavailable.
 
         It has the seconds that are *left* of a call's *timeout_seconds*.
@@ -164,12 +171,12 @@ class _Connection:
             return future.result(max(0.0, left))
         except TimeoutError:
             future.cancel()
-            self._reconnect()
+            self._reconnect(of_backend)
             raise StoreUnavailable(f"{where} did not answer in {timeout_seconds:g} s") from None
         except (*_MISSING, *_TAKEN):
             raise
         except _AWAY as error:
-            self._reconnect()
+            self._reconnect(of_backend)
             raise StoreUnavailable(f"{where}: {_one_line(error)}") from None
 
     def _ask_for_backends_when_needed(self) -> None:
@@ -181,13 +188,18 @@ class _Connection:
         backends.stop_update_loop()
         backends.clear()
 
-    def _reconnect(self) -> None:
-        """Let the next call open new channels."""
-        get_dc_event_loop().call_soon_threadsafe(self._forget_channels)
+    def _reconnect(self, of_backend: bool) -> None:
+        """Let the next call open new channels.
 
-    def _forget_channels(self) -> None:
+        Where the metadata service alone did not answer, backends are not forgotten: else no call
+        would find them while it is away.
+        """
+        get_dc_event_loop().call_soon_threadsafe(self._forget_channels, of_backend)
+
+    def _forget_channels(self, of_backend: bool) -> None:
         runtime = self._client.runtime
-        runtime.backend_clients.clear()
+        if of_backend:
+            runtime.backend_clients.clear()
         if runtime.metadata_service.channel.get_state() in _BROKEN:
             runtime.metadata_service = MetadataClient(*self.address)
             runtime.backend_clients.metadata_api = runtime.metadata_service
@@ -210,14 +222,27 @@ class DataClayStore:
         """When a call that begins now must have ended, by ``time.monotonic``."""
         return time.monotonic() + self.timeout_seconds
 
-    def call(self, coroutine: Coroutine[Any, Any, T], deadline: float | None = None) -> T:
-        """What *coroutine* returns until *deadline*, by default a call's."""
-        left = (self.deadline() if deadline is None else deadline) - time.monotonic()
-        return self._connection.call(coroutine, left, self.timeout_seconds)
+    def call(
+        self,
+        coroutine: Coroutine[Any, Any, T],
+        deadline: float | None = None,
+        *,
+        of_backend: bool = True,
+    ) -> T:
+        """What *coroutine* returns until *deadline*, by default a call's.
 
-    def nodes(self) -> list[str]:
-        aliases = self.call(get_runtime().metadata_service.get_all_alias(_DATASET, None))
-        names = (alias.name for alias in aliases.values())
+        Not *of_backend*: it asks the metadata service alone.
+        """
+        left = (self.deadline() if deadline is None else deadline) - time.monotonic()
+        return self._connection.call(coroutine, left, self.timeout_seconds, of_backend=of_backend)
+
+    def aliases(self, deadline: float | None = None) -> list[Any]:
+        """All that the metadata service knows."""
+        asked = get_runtime().metadata_service.get_all_alias(_DATASET, None)
+        return list(self.call(asked, deadline, of_backend=False).values())
+
+    def nodes(self, deadline: float | None = None) -> list[str]:
+        names = (alias.name for alias in self.aliases(deadline))
         return sorted(name.removeprefix(WINDOW) for name in names if name.startswith(WINDOW))
 
     def create_window(self, node: str, capacity_rows: int = DEFAULT_CAPACITY_ROWS) -> Window:
@@ -262,9 +287,9 @@ class _Stored:
         self._make = make
         self._object: Any = None
 
-    def call(self, method: str, *args: Any, extra_seconds: float = 0.0) -> Any:
+    def call(self, method: str, *args: Any, deadline: float | None = None) -> Any:
         """Call an active method; once more where the object turns out to be another or gone."""
-        deadline = self._store.deadline() + extra_seconds
+        deadline = self._store.deadline() if deadline is None else deadline
         try:
             return self._try(deadline, method, *args)
         except _MISSING:
@@ -281,7 +306,8 @@ class _Stored:
 
     def _find(self, deadline: float) -> Any:
         try:
-            return self._store.call(DataClayObject.a_get_by_alias(self._alias), deadline)
+            found = DataClayObject.a_get_by_alias(self._alias)
+            return self._store.call(found, deadline, of_backend=False)
         except _MISSING:
             if self._make is None:
                 raise
@@ -301,13 +327,13 @@ class _Stored:
 
     def _alias_is_of(self, made: Any, deadline: float) -> bool:
         """Is it? An alias of another object, which no files belong to, is deleted."""
-        metadata = get_runtime().metadata_service
-        aliases = self._store.call(metadata.get_all_alias(_DATASET, None), deadline)
-        targets = [alias.object_id for alias in aliases.values() if alias.name == self._alias]
+        aliases = self._store.aliases(deadline)
+        targets = [alias.object_id for alias in aliases if alias.name == self._alias]
         if targets and targets[0] != made._dc_meta.id:
             _log.warning("alias of an unknown object deleted: alias=%s", self._alias)
+            deleted = get_runtime().metadata_service.delete_alias(self._alias, _DATASET)
             with contextlib.suppress(*_MISSING):
-                self._store.call(metadata.delete_alias(self._alias, _DATASET), deadline)
+                self._store.call(deleted, deadline, of_backend=False)
         return targets == [made._dc_meta.id]
 
 
@@ -325,10 +351,11 @@ class DataClayWindow:
         self._stored = _Stored(store, alias, make)
 
     def _call(self, method: str, *args: Any, extra_seconds: float = 0.0) -> Any:
+        deadline = self._store.deadline() + extra_seconds
         try:
-            return self._stored.call(method, *args, extra_seconds=extra_seconds)
+            return self._stored.call(method, *args, deadline=deadline)
         except _MISSING:
-            others = [node for node in self._store.nodes() if node != self._node]
+            others = [node for node in self._store.nodes(deadline) if node != self._node]
             raise UnknownNode(self._node, others) from None
 
     def append(
