@@ -497,6 +497,13 @@ def test_a_disk_on_which_no_folder_can_be_made_is_one_line(tmp_path, service, op
     assert f"uid {os.getuid()}: {reason}" in line
 
 
+def break_file_system(image):
+    """Have ext4 find an error in the file system that is mounted from *image*."""
+    losetup = ["losetup", "--noheadings", "--output", "NAME", "--associated", str(image)]
+    device = subprocess.run(losetup, capture_output=True, text=True, check=True).stdout.strip()
+    (Path("/sys/fs/ext4") / Path(device).name / "trigger_fs_error").write_text("for a test")
+
+
 def refused_append(store, seconds):
     """Append until a row is refused: what is left of the file's last page takes a few.
 
@@ -541,6 +548,27 @@ def test_a_store_on_a_full_disk_is_read_from_also_after_a_start_and_goes_on_by_i
         assert until_available(lambda: seconds_of(store.window("a"))) == stored
         assert store.nodes() == ["a", "b"]
         assert state.get().round == 2
+
+
+def test_a_store_whose_disk_breaks_is_read_from(tmp_path):
+    image = tmp_path / "image"
+    with contextlib.ExitStack() as stack:
+        try:
+            disk = stack.enter_context(
+                small_disk(tmp_path / "store", 16, image, "errors=remount-ro")
+            )
+        except OSError as error:
+            did_not_run(error)
+        running = stack.enter_context(store_processes(disk.folder, disk.within))
+        store = stack.enter_context(connect(running.settings))
+        append(store, [1])
+        try:
+            break_file_system(image)
+        except OSError as error:
+            did_not_run(error)
+        with pytest.raises(StoreFull, match="Read-only file system"):
+            append(store, [2])
+        assert seconds_of(store.window("a")) == [1]
 
 
 def test_a_misspelt_setting_is_refused_with_the_right_name(tmp_path):
