@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 PROGRAM = """
-import logging
+import logging, threading, warnings
 import structlog
 from icos_fl_service import logs
 logs.configure("INFO")
@@ -19,14 +19,23 @@ try:
 except ZeroDivisionError:
     structlog.get_logger().exception("unexpected")
     logging.getLogger("dataclay").exception("unexpected there")
+warnings.warn("old")
+def fail():
+    raise OSError("disk on fire")
+thread = threading.Thread(target=fail)
+thread.start()
+thread.join()
+fail()
 """
 
 
 def test_every_line_is_json_whoever_tells_it():
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=60, check=False
     )
-    answers, late, ours, theirs = map(json.loads, done.stderr.splitlines())
+    assert done.returncode == 1  # it ended by an error that nobody caught
+    lines = map(json.loads, done.stderr.splitlines())
+    answers, late, ours, theirs, warning, of_thread, uncaught = lines
     assert (answers["event"], answers["port"], answers["level"]) == ("store answers", 1, "info")
     assert answers["timestamp"].endswith("Z")
     assert (late["event"], late["logger"], late["level"]) == (
@@ -36,3 +45,7 @@ def test_every_line_is_json_whoever_tells_it():
     )
     for line in (ours, theirs):
         assert line["exception"][0]["exc_type"] == "ZeroDivisionError"
+    assert "UserWarning: old" in warning["event"]
+    for line in (of_thread, uncaught):
+        assert line["level"] == "critical"
+        assert line["exception"][0]["exc_value"] == "disk on fire"

@@ -5,7 +5,7 @@ import urllib.error
 import urllib.request
 
 import pytest
-from icos_fl_service.metrics import Metrics, MetricsAddressError
+from icos_fl_service.metrics import Metrics, MetricsAddressError, check_address
 
 
 def scrape(port: int) -> str:
@@ -27,10 +27,23 @@ def test_without_an_address_nothing_is_served():
     metrics.close()
 
 
+@pytest.mark.parametrize(
+    "try_address", [check_address, lambda address: Metrics("icos-fl-service", address)]
+)
 @pytest.mark.parametrize("port", [None, 70_000])
-def test_an_address_that_cannot_be_used_is_one_line(port):
+def test_an_address_that_cannot_be_used_is_one_line(port, try_address):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{port or taken.getsockname()[1]}"
         with pytest.raises(MetricsAddressError) as caught:
-            Metrics("icos-fl-service", address)
+            try_address(address)
     assert str(caught.value).startswith(f"cannot serve metrics on {address}: ")
+
+
+def test_an_address_is_free_again_after_it_was_checked():
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    check_address(address)
+    check_address("")
+    metrics = Metrics("icos-fl-service", address)
+    assert "icos_fl_service_info" in scrape(metrics.port)
+    metrics.close()

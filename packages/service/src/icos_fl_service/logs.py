@@ -2,9 +2,12 @@
 
 import logging
 import sys
+import threading
 
 import structlog
 from structlog.stdlib import ProcessorFormatter
+
+_uncaught = logging.getLogger("uncaught")
 
 
 def configure(level: str = "INFO") -> None:
@@ -17,18 +20,28 @@ def configure(level: str = "INFO") -> None:
 
 
 def configure_libraries(level: str = "WARNING") -> None:
-    """The same for what libraries tell by Python's logging, such as gRPC and dataClay.
+    """The same for what libraries tell by Python's logging, for warnings, and for errors that
+    nobody catches.
 
     For a process of our own, before their import: where the root logger is set up, nothing changes.
     """
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(
-        ProcessorFormatter(
-            processors=[ProcessorFormatter.remove_processors_meta, *_rendering()],
-            foreign_pre_chain=[structlog.stdlib.add_logger_name, *_facts()],
-        )
-    )
+    handler.setFormatter(library_formatter())
     logging.basicConfig(level=level, handlers=[handler])
+    logging.captureWarnings(capture=True)
+    sys.excepthook = lambda *error: _uncaught.critical("ends by an error", exc_info=error)
+    threading.excepthook = lambda thread: _uncaught.critical(
+        "a thread ends by an error",
+        exc_info=(thread.exc_type, thread.exc_value or thread.exc_type(), thread.exc_traceback),
+    )
+
+
+def library_formatter() -> logging.Formatter:
+    """For handlers of libraries that will not do without their own."""
+    return ProcessorFormatter(
+        processors=[ProcessorFormatter.remove_processors_meta, *_rendering()],
+        foreign_pre_chain=[structlog.stdlib.add_logger_name, *_facts()],
+    )
 
 
 def _facts() -> list[structlog.typing.Processor]:

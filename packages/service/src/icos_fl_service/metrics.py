@@ -1,6 +1,8 @@
 """Prometheus metrics of a process: served over HTTP, and exported over OTLP where asked."""
 
 import contextlib
+import socket
+from collections.abc import Iterator
 from importlib.metadata import version
 
 from prometheus_client import REGISTRY, Gauge, start_http_server
@@ -12,6 +14,26 @@ _INFO = Gauge("icos_fl_service_info", "Always 1; which service this is", ["servi
 
 class MetricsAddressError(Exception):
     """An address that no metrics can be served on, or an exporter that is not installed."""
+
+
+def check_address(address: str) -> None:
+    """Raises MetricsAddressError where ``Metrics`` would; an empty one is off."""
+    if address:
+        host, port = split_address(address)
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        with _refusing(address), socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+
+
+@contextlib.contextmanager
+def _refusing(address: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, OverflowError) as error:
+        raise MetricsAddressError(
+            f"cannot serve metrics on {address}: {getattr(error, 'strerror', None) or error}"
+        ) from None
 
 
 class Metrics:
@@ -37,12 +59,8 @@ class Metrics:
 
     def _serve(self, address: str) -> None:
         host, port = split_address(address)
-        try:
+        with _refusing(address):
             server, thread = start_http_server(port, host)
-        except (OSError, OverflowError) as error:
-            raise MetricsAddressError(
-                f"cannot serve metrics on {address}: {getattr(error, 'strerror', None) or error}"
-            ) from None
         self.port = server.server_port
         self._ending.callback(thread.join)
         self._ending.callback(server.server_close)
