@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 import psutil
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 APP = Path(__file__).parent / "app"
 HOST = "127.0.0.1"
@@ -27,6 +29,8 @@ class Federation:
     tls: tuple[str, ...] = ()
     """Options of the SuperLink; without any everything is insecure."""
     ca: Path | None = None
+    metrics: dict[str, int] = field(default_factory=dict)
+    """Ports of /metrics, by the process's name."""
     port: int = field(default_factory=lambda: free_port())
     processes: dict[str, "subprocess.Popen[bytes]"] = field(default_factory=dict)
 
@@ -48,6 +52,7 @@ class Federation:
         return mine | {
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "HOME": str(self.folder),
+            "TMPDIR": str(self.folder),
             "FLWR_HOME": str(self.folder / "flower"),
             "FLWR_TELEMETRY_ENABLED": "0",
             "FLWR_DISABLE_UPDATE_CHECK": "1",
@@ -120,12 +125,27 @@ class Federation:
         with (self.folder / f"{name}.log").open("ab") as log:
             process = subprocess.Popen(
                 [*program, *options],
-                env=self.env | {"ICOS_FL_RUNTIME": runtime},
+                env=self.env | {"ICOS_FL_RUNTIME": runtime} | self._metrics_address(name),
                 stdout=log,
                 stderr=log,
             )
         self.processes[name] = process
         return psutil.Process(process.pid)
+
+    def _metrics_address(self, name: str) -> dict[str, str]:
+        port = self.metrics.get(name)
+        return {"ICOS_FL_RUNTIME_METRICS_ADDRESS": f"{HOST}:{port}"} if port else {}
+
+    def scrape(self, name: str) -> dict[tuple[str, ...], float]:
+        """Values of the process *name*, by name and labels' values."""
+        url = f"http://{HOST}:{self.metrics[name]}/metrics"
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            families = list(text_string_to_metric_families(answer.read().decode()))
+        return {
+            (sample.name, *sample.labels.values()): sample.value
+            for family in families
+            for sample in family.samples
+        }
 
     def wait_for_port(self, port: int) -> None:
         def listens() -> bool:

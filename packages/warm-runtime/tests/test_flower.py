@@ -127,7 +127,7 @@ def test_on_a_flower_that_changed_the_commands_warn_and_run_as_stock(new_federat
     for name, part in (("superlink", "superlink"), ("supernode-0", "supernode")):
         log = federation.log(name)
         changed = next(iter(flower.NAMES[part]))
-        assert f"{WARNS}; taking the stock path. Changed: {changed}\n" in log
+        assert f'{WARNS}; taking the stock path. Changed: {changed}"' in log
         assert len(warm_processes(federation, name)) == 1  # the command itself
     assert WARNS not in federation.log("supernode-1")
     assert federation.workers("supernode-1")

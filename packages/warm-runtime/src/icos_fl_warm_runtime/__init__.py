@@ -2,6 +2,6 @@
 answer."""
 
 from icos_fl_warm_runtime.pace import Pace
-from icos_fl_warm_runtime.worker import kept_folder
+from icos_fl_warm_runtime.worker import TASK_REGISTRY, kept_folder
 
-__all__ = ["Pace", "kept_folder"]
+__all__ = ["TASK_REGISTRY", "Pace", "kept_folder"]

@@ -3,7 +3,7 @@
 import os
 import sys
 from importlib import import_module
-from logging import WARNING
+from logging import INFO, WARNING
 
 RUNTIME = "ICOS_FL_RUNTIME"
 _COMMANDS = {
@@ -42,20 +42,37 @@ def _run(name: str) -> None:
     sys.argv[0] = f"flower-{name}"  # what Flower calls itself in its messages
     # Processes are forked from this one, which may have no second thread then: numpy makes some.
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
-    if runtime == "warm":
-        from flwr.supercore import log
+    from flwr.supercore import log
+    from icos_fl_service.metrics import Metrics, MetricsAddressError, check_address
+    from icos_fl_service.settings import load_or_exit
 
-        from icos_fl_warm_runtime import flower
+    from icos_fl_warm_runtime import flower
+    from icos_fl_warm_runtime.metrics import RuntimeSettings
 
-        if changed := flower.changed(flower.NAMES[name]):
-            log(
-                WARNING,
-                "This Flower is not the one that the warm runtime was written for; taking the "
-                "stock path. Changed: %s",
-                ", ".join(changed),
+    settings = load_or_exit(RuntimeSettings)
+    flower.tell_in_json()
+    changed = flower.changed(flower.NAMES[name]) if runtime == "warm" else []
+    if changed:
+        log(
+            WARNING,
+            "This Flower is not the one that the warm runtime was written for; taking the "
+            "stock path. Changed: %s",
+            ", ".join(changed),
+        )
+    is_warm = runtime == "warm" and not changed
+    try:
+        if is_warm and flower.starts_superexec(name):  # which serves them: the tasks are its own
+            check_address(settings.metrics_address)
+        else:  # they end with the process
+            served = Metrics(
+                "icos-fl-warm-runtime", settings.metrics_address, settings.metrics_otlp_endpoint
             )
-        else:
-            flower.warm(name, superexec)
+            if served.port:
+                log(INFO, "Serving metrics on port %d", served.port)
+    except MetricsAddressError as error:
+        sys.exit(f"flower-{name}: {error}")
+    if is_warm:
+        flower.warm(name, superexec)
     module, function = _COMMANDS[name]
     getattr(import_module(module), function)()
 

@@ -18,9 +18,9 @@ from flwr.supercore import log
 from flwr.supercore.superexec.executor import ExecutionSpec, LaunchResult
 from flwr.supercore.superexec.executor.subprocess_executor import SubprocessExecutor
 
-from icos_fl_warm_runtime import flower
+from icos_fl_warm_runtime import flower, metrics
 from icos_fl_warm_runtime.pace import Pace
-from icos_fl_warm_runtime.worker import ENTRY_POINTS, START, ending
+from icos_fl_warm_runtime.worker import ENTRY_POINTS, START, ending, told_by
 
 TAKEN_SECONDS = 120.0
 """Until a worker that has to import everything must have taken a task."""
@@ -36,6 +36,7 @@ class ForkExecutor(SubprocessExecutor):
     """ServerApps and ClientApps from a warm worker each; whatever else as Flower starts it."""
 
     def __init__(self) -> None:
+        metrics.begin(map(_kind, ENTRY_POINTS))
         self._workers: dict[str, _Worker] = {}
         self._refused: set[str] = set()
         self._pace = Pace(_POLL_SECONDS_MAX)
@@ -50,13 +51,14 @@ class ForkExecutor(SubprocessExecutor):
         self._pace.start_again()
         command = flower.command_of(spec)
         if command not in ENTRY_POINTS or command in self._refused:
-            return super().launch(spec)
+            return self._launch_cold(spec)
         refusal = ""
         for _ in range(2):  # a worker may end of idleness just as the task comes
             worker = self._workers.get(command)
             if worker is None or worker.is_over:
                 worker = self._workers[command] = _Worker(command, self._kept)
             if worker.take(spec):
+                metrics.STARTED.labels(_kind(command), "warm").inc()
                 return LaunchResult.accepted()
             refusal = worker.refusal
             if refusal:
@@ -70,6 +72,10 @@ class ForkExecutor(SubprocessExecutor):
             refusal or "it ended before it had a task",
             "From now on its tasks are" if refusal else "This task is",
         )
+        return self._launch_cold(spec)
+
+    def _launch_cold(self, spec: ExecutionSpec) -> LaunchResult:
+        metrics.STARTED.labels(_kind(flower.command_of(spec)), "cold").inc()
         return super().launch(spec)
 
     def close(self) -> None:
@@ -88,6 +94,8 @@ class _Worker:
         self.is_over = False
         self._ordered: dict[int, ExecutionSpec] = {}
         self._running: dict[int, ExecutionSpec] = {}
+        self._began: dict[int, float] = {}
+        self._kind, self._kept = _kind(command), kept
         self._changed = threading.Condition()
         self._connection, theirs = socket.socketpair()
         with theirs:
@@ -100,6 +108,7 @@ class _Worker:
                 # One thread until it forks: numpy's pool would be a second one.
                 env=os.environ | {"OPENBLAS_NUM_THREADS": "1"},
             )
+        metrics.WORKERS.labels(self._kind).inc()
         threading.Thread(target=self._listen, daemon=True).start()
 
     def take(self, spec: ExecutionSpec) -> bool:
@@ -111,6 +120,7 @@ class _Worker:
         }
         with self._changed:
             self._ordered[spec.task_id] = spec
+            self._began[spec.task_id] = time.monotonic()
             with suppress(OSError):  # it is ending, which the listener finds out
                 self._connection.sendall(json.dumps(order).encode() + b"\n")
         deadline = time.monotonic() + TAKEN_SECONDS
@@ -147,6 +157,7 @@ class _Worker:
             self.is_over = True
             self._changed.notify_all()
         for spec in lost.values():
+            self._count(spec, "died")
             flower.report_death(spec, f"the worker that it was forked from: {ending(status)}")
 
     def _hear(self, fact: dict[str, Any]) -> None:
@@ -159,5 +170,21 @@ class _Worker:
                 self._changed.notify_all()
             elif "ended" in fact:
                 spec = self._running.pop(fact["ended"], None)
-        if fact.get("how") and spec is not None:
-            flower.report_death(spec, fact["how"])
+        if "ended" in fact and spec is not None:
+            self._count(spec, fact["outcome"])
+            if fact["how"]:
+                flower.report_death(spec, fact["how"])
+
+    def _count(self, spec: ExecutionSpec, outcome: str) -> None:
+        """The end of a task, and what it has counted itself."""
+        seconds = time.monotonic() - self._began.pop(spec.task_id)
+        metrics.SECONDS.labels(self._kind, outcome).observe(seconds)
+        told = told_by(spec.task_id, self._kept)
+        with suppress(OSError, ValueError):  # none is there, or it was cut off in mid-line
+            metrics.TASK_COUNTS.add(told.read_text())
+        told.unlink(missing_ok=True)
+
+
+def _kind(command: str) -> str:
+    """``clientapp`` or ``serverapp``."""
+    return command.removeprefix("flwr-")

@@ -24,6 +24,8 @@ from typing import Any, Final
 import httpx
 from flwr.supercore import log
 from flwr.supercore.constant import TASK_TYPE_TO_COMMAND, ExecutorType
+from flwr.supercore.logger import FLOWER_LOGGER, console_handler
+from icos_fl_service import logs
 
 from icos_fl_warm_runtime.long_poll import MARK_PATH, TASK, LongPoll, Waits
 from icos_fl_warm_runtime.pace import Pace
@@ -109,13 +111,44 @@ def warm(name: str, run_superexec: Callable[[], None]) -> None:
         warm_supernode(run_superexec)
 
 
+def starts_superexec(name: str) -> bool:
+    """Whether Flower's *name*, with the options in sys.argv, does: not in process isolation."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--isolation")
+    return name != "superexec" and parser.parse_known_args()[0].isolation != "process"
+
+
+def tell_in_json() -> None:
+    """Have Flower's lines and uvicorn's be JSON, unless a person reads them on a terminal."""
+    logs.configure()
+    logs.configure_libraries()
+    FLOWER_LOGGER.propagate = False  # it has a handler of its own
+    if sys.stderr.isatty():
+        return
+    formatter = logs.library_formatter()
+    # Its class formats by itself, whatever formatter it is given.
+    console_handler.format = formatter.format  # type: ignore[method-assign]
+    console_handler.addFilter(lambda record: bool(record.getMessage().strip()))
+    config: Any = import_module("uvicorn").Config
+    configure = config.configure_logging
+
+    def configure_in_json(self: Any) -> None:
+        configure(self)
+        for name in ("uvicorn", "uvicorn.access", "uvicorn.error"):
+            for handler in logging.getLogger(name).handlers:
+                handler.setFormatter(formatter)
+
+    config.configure_logging = configure_in_json
+
+
 # SuperLink and SuperNode: hold requests, start our SuperExec
 
 
 def warm_superlink(run_superexec: Callable[[], None]) -> None:
     """From now on, Flower's SuperLink in this process holds requests."""
     _hold_requests("flwr.superlink.main", Waits())
-    _start_warm_superexec("flwr.superlink.cli.flower_superlink", run_superexec)
+    if starts_superexec("superlink"):
+        _start_warm_superexec("flwr.superlink.cli.flower_superlink", run_superexec)
     # A hundred lines a round that say that all is well would fill a disk in months.
     logging.getLogger("uvicorn.access").addFilter(_is_bad_news)
 
@@ -129,7 +162,8 @@ def warm_supernode(run_superexec: Callable[[], None]) -> None:
     """From now on, Flower's SuperNode in this process holds requests, and asks without a pause."""
     waits = Waits()
     _hold_requests("flwr.supernode.main", waits)
-    _start_warm_superexec("flwr.supernode.start_client_internal", run_superexec)
+    if starts_superexec("supernode"):
+        _start_warm_superexec("flwr.supernode.start_client_internal", run_superexec)
     client: Any = import_module("flwr.supernode.start_client_internal")
     client.http_request_response = _asking_again(client.http_request_response, waits)
     command: Any = import_module("flwr.supernode.cli.flower_supernode")
@@ -158,8 +192,6 @@ def _hold_requests(module_name: str, waits: Waits) -> None:
 
 def _start_warm_superexec(module_name: str, run: Callable[[], None]) -> None:
     """In place of ``flower-superexec``, which *module_name* starts by that name."""
-    if _is_isolated(sys.argv):
-        return  # somebody else starts it
     from icos_fl_warm_runtime.superexec import ForkedSuperExec
 
     try:
@@ -179,13 +211,6 @@ def _start_warm_superexec(module_name: str, run: Callable[[], None]) -> None:
 
     module: Any = import_module(module_name)
     module.subprocess = Subprocess
-
-
-def _is_isolated(arguments: list[str]) -> bool:
-    """Whether Flower's options ask for process isolation."""
-    parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--isolation")
-    return bool(parser.parse_known_args(arguments[1:])[0].isolation == "process")
 
 
 def _asking_again(connect: Callable[..., Any], waits: Waits) -> Callable[..., Any]:

@@ -14,12 +14,15 @@ import selectors
 import signal
 import socket
 import sys
+from contextlib import suppress
 from ctypes import CDLL, c_ulong
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, NoReturn
+
+from prometheus_client import CollectorRegistry, generate_latest
 
 START = (
     "import sys; from icos_fl_warm_runtime import worker; "
@@ -38,6 +41,10 @@ ENTRY_POINTS = {"flwr-clientapp": "icos_fl.clientapp", "flwr-serverapp": "icos_f
 
 _PR_SET_PDEATHSIG = 1
 
+TASK_REGISTRY = CollectorRegistry()
+"""For a task's own metrics: they are added up over tasks, and served by its SuperExec. Gauges need
+labels: the newest task that has set one counts."""
+
 _kept: Path | None = None
 
 
@@ -47,6 +54,11 @@ def kept_folder() -> Path | None:
     None where tasks are not forked from a warm worker. Tasks of one node run one after the other.
     """
     return _kept
+
+
+def told_by(task_id: int, kept: Path) -> Path:
+    """Where a task leaves what it counted, in Prometheus' text format."""
+    return kept / f"{task_id}.prom"
 
 
 @dataclass
@@ -82,8 +94,8 @@ def _preload(command: str) -> str:
             import_module(point.value)
         except Exception as error:
             return f"{point.value} cannot be imported: {error}"
-    # Some libraries take the root logger at import, and each line of Flower would come twice.
-    logging.getLogger().handlers.clear()
+    logging.getLogger().handlers.clear()  # which some libraries take at import
+    flower.tell_in_json()
     threads = len(list(Path("/proc/self/task").iterdir()))
     return f"{threads} threads run after the imports" if threads != 1 else ""
 
@@ -134,9 +146,11 @@ class _Server:
         self._selector.unregister(pidfd)
         os.close(pidfd)
         _, status = os.waitpid(task.pid, 0)
-        how = "" if task.said_goodbye[0] else ending(os.waitstatus_to_exitcode(status))
+        exit_status = os.waitstatus_to_exitcode(status)
+        how = "" if task.said_goodbye[0] else ending(exit_status)
+        outcome = "died" if how else "failed" if exit_status else "completed"
         task.said_goodbye.close()
-        _tell(self._connection, {"ended": task.task_id, "how": how})
+        _tell(self._connection, {"ended": task.task_id, "how": how, "outcome": outcome})
 
     def _stop(self) -> None:
         """Tasks notice by themselves that the SuperExec is gone; whoever does not is killed."""
@@ -174,10 +188,18 @@ def _run(command: str, order: dict[str, Any], worker: int, goodbye: mmap.mmap) -
     except SystemExit as end:
         goodbye[0] = 1
         status = end.code if isinstance(end.code, int) else 1
+        _leave(order["task_id"])
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
+
+
+def _leave(task_id: int) -> None:
+    """What the task counted, for its SuperExec to add up."""
+    if _kept is not None and (counted := generate_latest(TASK_REGISTRY)):
+        with suppress(OSError):  # a full disk is no reason to fail
+            told_by(task_id, _kept).write_bytes(counted)
 
 
 def ending(status: int) -> str:

@@ -9,17 +9,23 @@ from pathlib import Path
 import numpy as np
 from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+from icos_fl_warm_runtime import TASK_REGISTRY
+from prometheus_client import Counter, Gauge
 
 app = ClientApp()
+ADDED = Counter("app_added", "Numbers that one was added to", registry=TASK_REGISTRY)
+ROUND = Gauge("app_round", "The newest round", ["node"], registry=TASK_REGISTRY)
 
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
     config = message.content["config"]
     number = int(context.node_config["number"])
+    ROUND.labels(str(number)).set(config["round"])
     if number == config["node"]:
         fail(str(config["fault"]), int(config["round"]), Path(str(context.run_config["folder"])))
     weights = message.content["arrays"]["w"].numpy()
+    ADDED.inc(len(weights))
     content = {
         "arrays": ArrayRecord({"w": Array(weights + 1)}),
         "metrics": MetricRecord({"node": number}),
