@@ -16,6 +16,7 @@ from icos_fl_client.node import build_model, weights_of
 from icos_fl_client.settings import RunConfig, parse
 from icos_fl_timeseries_store import connect
 from icos_fl_timeseries_store.testing import free_port
+from icos_fl_warm_runtime import TASK_REGISTRY
 
 Ask = Callable[..., RecordDict]
 
@@ -143,6 +144,37 @@ def test_training_judges_what_came_and_trains_on_from_it(ask, windows, wave, wei
     after = arrays(content, "cpu_usage")
     assert not np.array_equal(given["head.weight"], after["head.weight"])
     assert {name: a.shape for name, a in after.items()} == {n: a.shape for n, a in given.items()}
+
+
+def test_prometheus_is_told_what_the_reply_tells(ask, windows, wave, weights):
+    windows.put("told", "cpu_usage", [wave(40)], [wave(20)])
+    begun = trained_sequences("cpu_usage")
+
+    content = ask(
+        "train",
+        {"cpu_usage": weights(), "power": weights()},
+        metric="cpu_usage,power",
+        node_config={"node-name": "told"},
+        train_metrics=["cpu_usage", "power"],
+        evaluate_metrics=["cpu_usage"],
+        model_round=3,
+    )
+
+    assert trained_sequences("cpu_usage") - begun == 35
+    trained, judged = (numbers(content, f"{kind}.cpu_usage") for kind in ("train", "evaluate"))
+    assert told("icos_fl_client_train_loss", "cpu_usage") == trained["train-loss"]
+    assert told("icos_fl_client_mae", "cpu_usage") == judged["mae"]
+    assert told("icos_fl_client_naive_mae", "cpu_usage") == judged["naive-mae"]
+    assert told("icos_fl_client_model_round", "cpu_usage") == 3
+    assert told("icos_fl_client_unserved_total", "power") >= 1
+
+
+def told(name: str, metric: str) -> float | None:
+    return TASK_REGISTRY.get_sample_value(name, {"metric": metric})
+
+
+def trained_sequences(metric: str) -> float:
+    return told("icos_fl_client_trained_sequences_total", metric) or 0.0
 
 
 def test_training_without_evaluation_evaluates_nothing(ask, windows, wave, weights):

@@ -12,6 +12,7 @@ from icos_fl.federation.v1 import records
 from icos_fl.federation.v1.weights import Flat, Weights, WeightsError, pack, unpack
 from icos_fl_warm_runtime import kept_folder
 
+from icos_fl_client import metrics
 from icos_fl_client.errors import ClientError, NoSequences
 from icos_fl_client.kept import KeptSteps
 from icos_fl_client.processor_client import ProcessorClient
@@ -48,6 +49,7 @@ class Answer:
             yield
         except (ClientError, ModelError, TrainingError) as error:
             self.missing[metric, str(error)] = None
+            metrics.UNSERVED.labels(metric).inc()
 
     def content(self, node: str) -> RecordDict:
         """The records of *node*'s reply; a record of nothing is left out."""
@@ -97,6 +99,7 @@ def train(message: Message, context: Context) -> Message:
                     raise
                 answer.weights[metric] = Flat.of(weights)
                 answer.say(records.TRAIN, metric, numbers)
+                metrics.tell(records.TRAIN, metric, numbers)
 
     return _reply(message, context, serve)
 
@@ -150,6 +153,7 @@ def _evaluate_and_keep(
         with answer.serving(metric):
             numbers = learner.evaluate(metric, _of(received, metric))
             answer.say(records.EVALUATE, metric, numbers)
+            metrics.tell(records.EVALUATE, metric, numbers)
     learner.keep(received, _number(config, "model-round"))
     return received
 

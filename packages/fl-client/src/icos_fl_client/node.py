@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from icos_fl_client import models, training
 from icos_fl_client.data import Sequences
 from icos_fl_client.errors import ConfigError, NoSequences, WrongWeights
+from icos_fl_client.metrics import MODEL_ROUND
 from icos_fl_client.processor_client import ProcessorClient
 from icos_fl_client.settings import NodeConfig, RunConfig
 
@@ -210,6 +211,7 @@ class Learner:
                             metadata={"created-unix-s": time.time()},
                         )
                     )
+                    MODEL_ROUND.labels(metric).set(model_round)
         except StoreError as error:
             log.warning("global model not kept", node=self.node.node_name, error=str(error))
 
