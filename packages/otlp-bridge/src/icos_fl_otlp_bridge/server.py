@@ -156,7 +156,7 @@ class Server:
         try:
             if self._store is None:
                 self._store = self._connect()
-            self._store.nodes()
+            self._store.check()
         except Exception as error:
             self._receiver.why_not = str(error)
             raise

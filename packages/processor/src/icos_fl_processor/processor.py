@@ -1,11 +1,10 @@
 """A store's windows as sequences: the library that the service serves."""
 
-import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
-from icos_fl_timeseries_store import Rows, Store, UnknownNode, Window, WindowInfo
+from icos_fl_timeseries_store import Rows, Store, Window, WindowInfo
 from icos_fl_timeseries_store.conditions import Expectations
 
 from icos_fl_processor.errors import ColumnUnavailable, InvalidSeries, StepTooShort, TooFewRows
@@ -137,12 +136,6 @@ class Processor:
     def nodes(self) -> list[str]:
         """The nodes that have a window, sorted by name."""
         return self._store.nodes()
-
-    def check_store(self) -> None:
-        """Raises StoreUnavailable if the store does not list its nodes, or not reach a window."""
-        with contextlib.suppress(UnknownNode):
-            for node in self._store.nodes()[:1]:
-                self._store.window(node).info()
 
     def window(self, node: str, interval_ns: int = 0) -> Description:
         """What the window of *node* holds, whichever columns have values."""

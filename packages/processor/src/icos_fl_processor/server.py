@@ -85,11 +85,8 @@ class Server:
     def _ask_store(self) -> None:
         if self._store is None:
             self._store = self._connect()
-        processor = self._processor or Processor(
-            self._store, self._max_message_bytes, self._expectations
-        )
-        processor.check_store()
+        self._store.check()
         if self._processor is None:
-            self._processor = processor
+            self._processor = Processor(self._store, self._max_message_bytes, self._expectations)
             if self._judging:
                 self._judging.start(self._store)

@@ -124,6 +124,10 @@ class ModelState(Protocol):
 class Store(Protocol):
     """A store of windows and model states. Close it, or use it as a context manager."""
 
+    def check(self) -> None:
+        """Return if every part of the store answers now; raises StoreUnavailable."""
+        ...
+
     def nodes(self) -> list[str]:
         """Names of the nodes that have a window, sorted."""
         ...

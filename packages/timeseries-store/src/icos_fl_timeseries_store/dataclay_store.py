@@ -236,6 +236,13 @@ class DataClayStore:
         left = (self.deadline() if deadline is None else deadline) - time.monotonic()
         return self._connection.call(coroutine, left, self.timeout_seconds, of_backend=of_backend)
 
+    def check(self) -> None:
+        deadline, backends = self.deadline(), get_runtime().backend_clients
+        self.call(backends.update(), deadline, of_backend=False)
+        if not backends:
+            raise StoreUnavailable("no backend has registered with the store")
+        self.call(_ask(list(backends.values())), deadline)
+
     def aliases(self, deadline: float | None = None) -> list[Any]:
         """All that the metadata service knows."""
         asked = get_runtime().metadata_service.get_all_alias(_DATASET, None)
@@ -272,6 +279,12 @@ class DataClayStore:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+async def _ask(backends: Sequence[Any]) -> None:
+    """Have each of the *backends* answer, whether it has a window or not."""
+    for backend in backends:
+        await backend.get_class_info(f"{model.__name__}.{model.TimeSeriesData.__name__}")
 
 
 class _Stored:

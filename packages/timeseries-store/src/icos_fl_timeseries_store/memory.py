@@ -81,6 +81,9 @@ class MemoryStore:
         self._models: dict[tuple[str, str], MemoryModelState] = {}
         self._lock = threading.Lock()
 
+    def check(self) -> None:
+        self.nodes()
+
     def nodes(self) -> list[str]:
         with self._lock:
             return sorted(self._windows)

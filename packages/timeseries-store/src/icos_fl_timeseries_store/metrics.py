@@ -24,6 +24,13 @@ _ROWS = Counter(
     "Rows of appends: added, merged into one that was there, too old, or removed to make room",
     ["result"],
 )
+_RESULTS = ("added", "merged", "too_old", "removed")
+
+
+def begin() -> None:
+    """Of a backend: a store into which no row comes tells 0, and not nothing."""
+    for result in _RESULTS:
+        _ROWS.labels(result)
 
 
 def measured(call: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]:
@@ -40,7 +47,7 @@ def measured(call: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]:
             raise
         _SECONDS.labels(name).observe(time.perf_counter() - began)
         if isinstance(result, Appended):
-            for kind in ("added", "merged", "too_old", "removed"):
+            for kind in _RESULTS:
                 _ROWS.labels(kind).inc(getattr(result, kind))
         return result
 

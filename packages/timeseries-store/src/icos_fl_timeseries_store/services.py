@@ -22,6 +22,7 @@ from icos_fl_service.metrics import Metrics
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
+from icos_fl_timeseries_store import metrics
 from icos_fl_timeseries_store.errors import StoreUnavailable
 
 Service = Literal["kv", "metadata", "backend", "proxy"]
@@ -113,7 +114,8 @@ def serve(service: Service, settings: ServiceSettings) -> None:
             _register_backend(kv, folder, settings)
         except OSError as error:
             raise _unusable(folder, error) from None
-        # It ends with the process.
+        metrics.begin()
+        # They end with the process.
         Metrics(
             "icos-fl-timeseries-store", settings.metrics_address, settings.metrics_otlp_endpoint
         )
