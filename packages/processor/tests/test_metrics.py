@@ -63,6 +63,14 @@ def test_what_is_well_again_is_no_longer_told(windows):
     assert conditions("told-b") == set()
 
 
+def test_recorded_rows_are_not_called_old(windows):
+    fill(windows, "told-d", np.arange(200) % 7 + 20.0, time.time_ns() - 10**18)
+    Judging(Expectations(), recorded=True).look(windows)
+    assert conditions("told-d") == set()
+    Judging(Expectations()).look(windows)
+    assert conditions("told-d") == {("", "stale")}
+
+
 def test_a_window_that_is_gone_is_no_longer_told(windows):
     judging = Judging(Expectations())
     fill(windows, "told-c", np.zeros(200), time.time_ns())

@@ -32,6 +32,7 @@ def main() -> None:
             settings.watchers_max,
             load_expectations(settings.expectations),
             judging=settings.has_metrics,
+            recorded=settings.recorded,
         )
         metrics = Metrics(
             "icos-fl-processor", settings.metrics_address, settings.metrics_otlp_endpoint

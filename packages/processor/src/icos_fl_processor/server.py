@@ -27,7 +27,7 @@ class Server:
 
     While the store does not answer, calls end with UNAVAILABLE and health says NOT_SERVING. The
     server closes the store when it stops. With *judging*, Prometheus is told what is wrong with the
-    windows. Raises ListenError.
+    windows, whose rows may be *recorded* ones. Raises ListenError.
     """
 
     def __init__(
@@ -39,6 +39,7 @@ class Server:
         expectations: Expectations = Expectations(),  # noqa: B008 - frozen
         *,
         judging: bool = False,
+        recorded: bool = False,
     ) -> None:
         self._connect = connect
         self._max_message_bytes = max_message_bytes
@@ -46,7 +47,7 @@ class Server:
         self._expectations = expectations
         self._store: Store | None = None
         self._processor: Processor | None = None
-        self._judging = Judging(expectations) if judging else None
+        self._judging = Judging(expectations, recorded=recorded) if judging else None
         self._server = GrpcServer(
             SERVICE,
             listen_address,

@@ -25,3 +25,5 @@ class ProcessorSettings(ServiceSettings):
     """Clients that may watch windows at once; each takes a thread."""
     expectations: Path | None = None
     """File that says what healthy windows look like; the defaults without it."""
+    recorded: bool = False
+    """Are the rows recorded ones, whose times are not compared with the clock?"""
