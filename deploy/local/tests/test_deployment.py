@@ -1,11 +1,14 @@
 from pathlib import Path
 
 import pytest
-from icos_fl_local.deployment import Deployment, assign_ports, component_names
+from icos_fl_local import monitoring
+from icos_fl_local.deployment import Deployment, assign_ports, component_names, metrics_names
 from icos_fl_local.errors import UsageError
 from icos_fl_local.state import StateFolder
+from ruamel.yaml import YAML
 
-NAMES = component_names(["a", "b"])
+COMPONENTS = component_names(["a", "b"])
+NAMES = [*COMPONENTS, *metrics_names(["a", "b"])]
 
 
 @pytest.fixture
@@ -13,7 +16,7 @@ def deployment(tmp_path: Path) -> Deployment:
     return Deployment(StateFolder(tmp_path), ("a", "b"), assign_ports(NAMES, {}))
 
 
-def test_every_component_has_a_port_of_its_own() -> None:
+def test_every_component_has_ports_of_its_own() -> None:
     ports = assign_ports(NAMES, {"bridge": 4317})
     assert list(ports) == NAMES
     assert len(set(ports.values())) == len(NAMES)
@@ -27,10 +30,34 @@ def test_a_port_for_an_unknown_component_is_refused() -> None:
 
 def test_components_come_after_those_that_they_need(deployment: Deployment) -> None:
     started: set[str] = set()
-    for component in deployment.components(Path("bridge.yaml")):
+    for component in deployment.components(Path("bridge.yaml"), recorded=False):
         assert set(component.after) <= started
         started.add(component.name)
-    assert started == set(NAMES)
+    assert started == set(COMPONENTS)
+
+
+def test_prometheus_scrapes_whoever_is_given_an_address_for_it(deployment: Deployment) -> None:
+    monitoring.write(deployment, "replay")
+    document = YAML(typ="safe").load(deployment.state.prometheus)
+    steady, run = document["scrape_configs"]
+    scraped = {target for static in steady["static_configs"] for target in static["targets"]}
+    addresses = [
+        value
+        for component in deployment.components(Path("bridge.yaml"), recorded=True)
+        for name, value in component.env.items()
+        if name.endswith("_METRICS_ADDRESS")
+    ]
+    assert sorted(addresses) == sorted(scraped)
+    assert len(scraped) == 6
+    (static,) = run["static_configs"]
+    assert static["targets"] == [deployment.address("metrics-run")]
+
+
+def test_prometheus_knows_which_supernode_is_whose(deployment: Deployment) -> None:
+    monitoring.write(deployment, "host")
+    document = YAML(typ="safe").load(deployment.state.prometheus)
+    labels = [static["labels"] for static in document["scrape_configs"][0]["static_configs"]]
+    assert {"service": "supernode", "node": "b", "source": "host"} in labels
 
 
 def test_settings_of_the_shell_do_not_reach_the_components(

@@ -21,6 +21,10 @@ def test_before_the_first_round_the_nodes_are_waited_for() -> None:
     assert describe(history(state="waiting")) == "training: waiting for nodes"
 
 
+def test_a_simulation_waits_for_ray() -> None:
+    assert describe(history(state="waiting"), "Ray starts") == "Ray starts"
+
+
 def test_a_round_that_runs_is_numbered() -> None:
     assert describe(history(a_round(1, "running"))) == "round 1 of 5: running"
 

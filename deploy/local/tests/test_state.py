@@ -32,6 +32,16 @@ def test_a_second_deployment_in_a_folder_is_refused_naming_the_first(tmp_path: P
     assert not StateFolder(tmp_path).is_running()
 
 
+def test_hints_name_a_folder_that_is_not_the_default(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(NothingRunning, match=r"'icos-fl up --keep --state-dir other'$"):
+        StateFolder(Path("other")).read_running()
+    with pytest.raises(NothingRunning, match=r"'icos-fl up --keep'$"):
+        StateFolder(Path(".icos-fl")).read_running()
+
+
 def test_what_was_written_is_read(tmp_path: Path) -> None:
     state = StateFolder(tmp_path)
     state.write({"pid": 7})

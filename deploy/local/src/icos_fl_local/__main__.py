@@ -12,7 +12,7 @@ from pathlib import Path
 
 from icos_fl_local import doctor, guard
 from icos_fl_local.errors import Interrupted, LocalError, UsageError
-from icos_fl_local.state import StateFolder
+from icos_fl_local.state import DEFAULT, StateFolder
 
 
 def main() -> None:
@@ -226,7 +226,7 @@ def _parser() -> argparse.ArgumentParser:
     def add(name: str, text: str) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=text)
         command.add_argument(
-            "--state-dir", type=Path, default=Path(".icos-fl"), metavar="DIR",
+            "--state-dir", type=Path, default=DEFAULT, metavar="DIR",
             help="folder for all state (default: %(default)s)",
         )  # fmt: skip
         return command
@@ -257,7 +257,8 @@ def _parser() -> argparse.ArgumentParser:
     def add_ports(command: argparse.ArgumentParser) -> None:
         command.add_argument(
             "--port", action="append", default=[], metavar="NAME=PORT",
-            help="port of a component, such as bridge=4317; free ones are found for the others",
+            help="port of a component, such as bridge=4317, or of its /metrics, such as "
+            "metrics-bridge=9465; free ones are found for the others",
         )  # fmt: skip
 
     up = add("up", "start everything, train, forecast, report, and stop everything")

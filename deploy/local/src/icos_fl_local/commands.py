@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 
 from icos_fl_local import run, run_config
-from icos_fl_local.deployment import HOST, SERVICES, Deployment, module, serving, tcp
+from icos_fl_local.deployment import HOST, METRICS, SERVICES, Deployment, module, serving, tcp
 from icos_fl_local.errors import LocalError, UsageError
 from icos_fl_local.processor_client import ProcessorClient
 from icos_fl_local.progress import Progress, to
@@ -44,7 +44,8 @@ def status(state: StateFolder, *, as_json: bool) -> int:
     description = state.read_running()
     deployment = _deployment(state, description)
     components = {
-        name: facts | {"up": _is_up(name, facts)}
+        name: facts
+        | {"up": _is_up(name, facts), "metrics_port": deployment.metrics_ports.get(name)}
         for name, facts in description["components"].items()
     }
     rows, problem = _rows(deployment)
@@ -65,6 +66,7 @@ def status(state: StateFolder, *, as_json: bool) -> int:
         "source": description["source"],
         "metrics": description["metrics"],
         "components": components,
+        "prometheus": str(state.prometheus),
         "rows": rows,
         "conditions": conditions,
         "problem": problem,
@@ -175,6 +177,7 @@ def down(state: StateFolder) -> int:
 
 def _deployment(state: StateFolder, description: dict[str, Any]) -> Deployment:
     ports = {name: facts["port"] for name, facts in description["components"].items()}
+    ports |= {f"{METRICS}{name}": port for name, port in description["metrics_ports"].items()}
     return Deployment(state, tuple(description["nodes"]), ports)
 
 
@@ -250,7 +253,8 @@ def _status_text(found: dict[str, Any]) -> str:
     lines = [f"{found['state']} (pid {found['pid']}), source {found['source']}"]
     for name, facts in found["components"].items():
         word = "up  " if facts["up"] else "down"
-        lines.append(f"  {word} {name}: pid {facts['pid'] or '-'}, port {facts['port']}")
+        metrics = f", metrics {facts['metrics_port']}" if facts["metrics_port"] else ""
+        lines.append(f"  {word} {name}: pid {facts['pid'] or '-'}, port {facts['port']}{metrics}")
     for node, rows in found["rows"].items():
         lines.append(f"  window of {node}: {rows:,} rows")
         for wrong in found["conditions"].get(node, []):
@@ -264,6 +268,7 @@ def _status_text(found: dict[str, Any]) -> str:
     else:
         reason = f": {last['reason']}" if last["reason"] else ""
         lines.append(f"  run {last['state']}{reason}, round {last['round']} of {last['rounds']}")
+    lines.append(f"  monitor it: prometheus --config.file={found['prometheus']}")
     return "\n".join(lines)
 
 

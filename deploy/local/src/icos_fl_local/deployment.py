@@ -19,6 +19,10 @@ from icos_fl_local.supervisor import Component
 HOST = "127.0.0.1"
 STORE = ("valkey", "metadata", "backend", "proxy")
 SERVICES = ("bridge", "processor")
+METRICS = "metrics-"
+"""Before a component's name: where it serves /metrics."""
+RUN = "run"
+"""The ServerApp of a run, which serves /metrics while it lasts."""
 # Below the range from which Linux takes ports for outgoing connections.
 _PORT_RANGE = range(20000, 32000)
 _PROBE_SECONDS = 0.5
@@ -32,6 +36,12 @@ def supernode(node: str) -> str:
 def component_names(nodes: Sequence[str], sources: Sequence[str] = ()) -> list[str]:
     """All components with those that measure, in the order in which they start."""
     return [*STORE, *SERVICES, *sources, "superlink", *(supernode(node) for node in nodes)]
+
+
+def metrics_names(nodes: Sequence[str]) -> list[str]:
+    """Names of the ports of all that serve /metrics; with Flower as it comes, some serve little."""
+    serving = ("backend", *SERVICES, "superlink", *(supernode(node) for node in nodes), RUN)
+    return [f"{METRICS}{name}" for name in serving]
 
 
 def parse_ports(given: Sequence[str]) -> dict[str, int]:
@@ -50,7 +60,7 @@ def parse_ports(given: Sequence[str]) -> dict[str, int]:
 
 
 def assign_ports(names: Sequence[str], given: Mapping[str, int]) -> dict[str, int]:
-    """A port for each component: the given one, or one that is free now. Raises UsageError."""
+    """A port for each name: the given one, or one that is free now. Raises UsageError."""
     for name in given:
         if name not in names:
             raise UsageError(f"--port {name}=…: no such component; there are: {', '.join(names)}")
@@ -69,9 +79,26 @@ class Deployment:
     runtime: str = "warm"
     """Or ``stock``: Flower as it comes, which starts a process for each message."""
 
+    @property
+    def names(self) -> list[str]:
+        """Of the components, in the order in which they start."""
+        return [name for name in self.ports if not name.startswith(METRICS)]
+
+    @property
+    def metrics_ports(self) -> dict[str, int]:
+        """Where ``/metrics`` are, by component."""
+        return {
+            name.removeprefix(METRICS): port
+            for name, port in self.ports.items()
+            if name.startswith(METRICS)
+        }
+
     def address(self, name: str) -> str:
         """Where the component *name* listens."""
         return f"{HOST}:{self.ports[name]}"
+
+    def _metrics_env(self, name: str, prefix: str) -> dict[str, str]:
+        return {f"{prefix}_METRICS_ADDRESS": self.address(f"{METRICS}{name}")}
 
     def env(self) -> dict[str, str]:
         """Environment of every process, over that of the launcher."""
@@ -96,11 +123,11 @@ class Deployment:
             "PYTHONUNBUFFERED": "1",
         }
 
-    def components(self, bridge_config: Path) -> list[Component]:
-        """All components, in the order in which they start."""
+    def components(self, bridge_config: Path, *, recorded: bool) -> list[Component]:
+        """All components, in the order in which they start; are the rows *recorded* ones?"""
         return [
             *self._store(),
-            *self._services(bridge_config),
+            *self._services(bridge_config, recorded),
             *self._flower(),
         ]
 
@@ -129,7 +156,8 @@ class Deployment:
             self.component(
                 name,
                 (*module("icos_fl_timeseries_store"), "serve", "kv" if name == "valkey" else name),
-                env,
+                # The backend alone serves them.
+                env | (self._metrics_env(name, "ICOS_FL_STORE") if name == "backend" else {}),
                 tcp,
                 after[name],
                 stop_seconds=30.0,
@@ -137,14 +165,19 @@ class Deployment:
             for name in STORE
         ]
 
-    def _services(self, bridge_config: Path) -> list[Component]:
+    def _services(self, bridge_config: Path, recorded: bool) -> list[Component]:
         bridge = {
             "ICOS_FL_BRIDGE_LISTEN_ADDRESS": self.address("bridge"),
             "ICOS_FL_BRIDGE_CONFIG": str(bridge_config),
-        } | self.store_env("ICOS_FL_BRIDGE")
+            **self.store_env("ICOS_FL_BRIDGE"),
+            **self._metrics_env("bridge", "ICOS_FL_BRIDGE"),
+        }
         processor = {
             "ICOS_FL_PROCESSOR_LISTEN_ADDRESS": self.address("processor"),
-        } | self.store_env("ICOS_FL_PROCESSOR")
+            "ICOS_FL_PROCESSOR_RECORDED": str(recorded),
+            **self.store_env("ICOS_FL_PROCESSOR"),
+            **self._metrics_env("processor", "ICOS_FL_PROCESSOR"),
+        }
         if self.state.expectations.exists():
             processor["ICOS_FL_PROCESSOR_EXPECTATIONS"] = str(self.state.expectations)
         after = ("backend", "proxy")
@@ -160,7 +193,8 @@ class Deployment:
             *("--insecure", "--host", HOST, "--port", str(self.ports["superlink"])),
             "--disable-runtime-dependency-installation",
         )
-        components = [self.component("superlink", superlink, {}, tcp, ())]
+        env = self._metrics_env("superlink", "ICOS_FL_RUNTIME")
+        components = [self.component("superlink", superlink, env, tcp, ())]
         for node in self.nodes:
             name = supernode(node)
             config = {
@@ -177,7 +211,8 @@ class Deployment:
                 *("--host", HOST, "--port", str(self.ports[name])),
                 *("--node-config", f"{node_config} threads={threads}"),
             )
-            components.append(self.component(name, command, {}, tcp, ("superlink",)))
+            env = self._metrics_env(name, "ICOS_FL_RUNTIME")
+            components.append(self.component(name, command, env, tcp, ("superlink",)))
         return components
 
     def component(

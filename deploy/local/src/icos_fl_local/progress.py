@@ -81,9 +81,9 @@ class Progress:
             if self._plain:
                 self.say(text)
 
-    def stage(self, name: str) -> None:
-        """The stage *name* ends here; it began where the one before ended."""
-        now = time.monotonic()
+    def stage(self, name: str, seconds_ago: float = 0.0) -> None:
+        """The stage *name* ended *seconds_ago*; it began where the one before ended."""
+        now = time.monotonic() - seconds_ago
         self.stages.append({"name": name, "seconds": round(now - self._stage_start, 1)})
         self._stage_start = now
 

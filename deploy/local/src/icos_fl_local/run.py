@@ -19,6 +19,7 @@ _POLL_SECONDS = 0.5
 _SILENCE_SECONDS = 45.0
 _FIRST_SILENCE_SECONDS = 25.0  # until there is a history
 _COMPLAINTS_MAX = 8  # at once
+WAITING = "training: waiting for nodes"
 
 
 def train(
@@ -42,9 +43,11 @@ def train(
     config_file = result_folder / "run-config.toml"
     config_file.write_text(to_toml(config))
     _write_connection(deployment)
+    waiting = "training: Ray starts its workers" if federation else WAITING
+    progress.training(waiting)
     run_id = _submit(supervisor, app, config_file, federation)
     try:
-        history = _follow(supervisor, run_id, result_folder / "history.json", progress)
+        history = _follow(supervisor, run_id, result_folder / "history.json", progress, waiting)
     except Interrupted:
         if stop_if_interrupted:
             supervisor.call("flwr-stop", (*script("flwr"), "stop", run_id, "local"))
@@ -117,11 +120,11 @@ def read_history(path: Path) -> dict[str, Any] | None:
     return history
 
 
-def describe(history: Mapping[str, Any]) -> str:
-    """Where a run is, in one line."""
+def describe(history: Mapping[str, Any], waiting: str = WAITING) -> str:
+    """Where a run is, in one line; *waiting* before its first round."""
     rounds = history["rounds"]
     if history["state"] == "waiting" or not rounds:
-        return "training: waiting for nodes"
+        return waiting
     newest = rounds[-1]
     line = f"round {newest['round']} of {history['rounds_total']}: {newest['state']}"
     if newest["state"] == "skipped":
@@ -137,7 +140,9 @@ def describe(history: Mapping[str, Any]) -> str:
     return f"{line}, training loss: {', '.join(known)}" if known else line
 
 
-def _follow(supervisor: Supervisor, run_id: str, path: Path, progress: Progress) -> dict[str, Any]:
+def _follow(
+    supervisor: Supervisor, run_id: str, path: Path, progress: Progress, waiting: str
+) -> dict[str, Any]:
     told: set[str] = set()
     seen: dict[str, Any] | None = None
     heard = time.monotonic()
@@ -146,7 +151,7 @@ def _follow(supervisor: Supervisor, run_id: str, path: Path, progress: Progress)
         history = read_history(path)
         if history is not None and history != seen:
             seen, heard = history, time.monotonic()
-            progress.training(describe(history))
+            progress.training(describe(history, waiting))
             new = [line for line in dict.fromkeys(_complaints(history)) if line not in told]
             told.update(new)
             for complaint in new[:_COMPLAINTS_MAX]:

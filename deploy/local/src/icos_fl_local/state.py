@@ -10,6 +10,7 @@ from typing import Any
 
 from icos_fl_local.errors import LocalError, NothingRunning
 
+DEFAULT = Path(".icos-fl")
 _LOCK = "lock"
 _DESCRIPTION = "deployment.json"
 
@@ -19,11 +20,15 @@ class StateFolder:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder.absolute()
+        self.option = "" if folder == DEFAULT else f" --state-dir {folder}"
+        """What commands need to find it."""
         self.logs = self.folder / "logs"
         self.runs = self.folder / "runs"
         self.flower = self.folder / "flwr"
         self.expectations = self.folder / "expectations.toml"
         """What healthy windows look like, if the user has written it."""
+        self.prometheus = self.folder / "prometheus.yml"
+        """Scrapes all parts of the deployment."""
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -37,7 +42,7 @@ class StateFolder:
             if not _lock(stream.fileno(), wait=False):
                 raise LocalError(
                     f"{self.folder}: a deployment runs there already (pid {self._holder()}); "
-                    "end it with 'icos-fl down', or give another --state-dir"
+                    f"end it with 'icos-fl down{self.option}', or give another --state-dir"
                 )
             stream.truncate(0)
             stream.write(str(os.getpid()))
@@ -106,7 +111,8 @@ class StateFolder:
 
     def _nothing(self) -> NothingRunning:
         return NothingRunning(
-            f"{self.folder}: no deployment runs there; start one with 'icos-fl up --keep'"
+            f"{self.folder}: no deployment runs there; "
+            f"start one with 'icos-fl up --keep{self.option}'"
         )
 
     def _holder(self) -> str:

@@ -16,13 +16,26 @@ from typing import Any
 from rich.console import Console
 from ruamel.yaml import YAML
 
-from icos_fl_local import doctor, guard, host, replay, run, run_config, sources, traces
+from icos_fl_local import (
+    doctor,
+    guard,
+    host,
+    monitoring,
+    replay,
+    run,
+    run_config,
+    sources,
+    traces,
+)
 from icos_fl_local.deployment import (
+    METRICS,
+    RUN,
     SERVICES,
     STORE,
     Deployment,
     assign_ports,
     component_names,
+    metrics_names,
     parse_ports,
 )
 from icos_fl_local.errors import LocalError, UsageError
@@ -172,7 +185,8 @@ def up(options: Options) -> int:
         )
     )
     measuring = source.programs.names if source.programs else ()
-    ports = assign_ports(component_names(source.nodes, measuring), given_ports)
+    names = [*component_names(source.nodes, measuring), *metrics_names(source.nodes)]
+    ports = assign_ports(names, given_ports)
     options.out.mkdir(parents=True, exist_ok=True)  # rather refused now than after the training
     state = StateFolder(options.state_folder)
     with state.lock(), Progress(to(options.json)) as progress:
@@ -214,6 +228,10 @@ class _Session:
     def run(self) -> int:
         """Everything between the first component's start and the last one's end."""
         with self._supervisor:
+            nodes = ", ".join(self.source.nodes)
+            self.progress.say(
+                f"{self.source.name} of {nodes}; Flower's runtime: {self.options.runtime}"
+            )
             self._bring_up()
             if self.source.is_live:
                 self._train_again_and_again()
@@ -245,9 +263,10 @@ class _Session:
                 "sampling_seconds": self.source.sampling_seconds,
                 "overrides": self.overrides,
                 "components": {
-                    name: {"pid": pids.get(name), "port": port}
-                    for name, port in self.deployment.ports.items()
+                    name: {"pid": pids.get(name), "port": self.deployment.ports[name]}
+                    for name in self.deployment.names
                 },
+                "metrics_ports": self.deployment.metrics_ports,
             }
         )
 
@@ -262,8 +281,9 @@ class _Session:
         bridge_config = self.deployment.state.folder / "bridge.yaml"
         with bridge_config.open("w") as stream:
             YAML().dump(dict(self.source.bridge), stream)
+        monitoring.write(self.deployment, self.source.name)
         # Flower's parts start while the rows already flow.
-        components = self.deployment.components(bridge_config)
+        components = self.deployment.components(bridge_config, recorded=not self.source.is_live)
         wanted = [*STORE, *SERVICES]
         if self.source.programs:
             self.progress.say(self.source.programs.power.found)
@@ -274,7 +294,7 @@ class _Session:
         if not self.source.is_live:
             self._replay()
             self.progress.stage("feed")
-        self._supervisor.start(later, wait_for=self.deployment.ports)
+        self._supervisor.start(later, wait_for=self.deployment.names)
         self.progress.stage("start Flower")
         self.note("running", "")
 
@@ -347,9 +367,11 @@ class _Session:
 
     def _keep(self) -> None:
         self.progress.release()
+        state = self.deployment.state
+        given = f", each with{state.option}" if state.option else ""
         self.progress.say(
-            f"left running in {self.deployment.state.folder}: "
-            "icos-fl status, watch, window, train, forecast, logs, down"
+            f"left running in {state.folder}: "
+            f"icos-fl status, watch, window, train, forecast, logs, down{given}"
         )
         guard.kept(self.deployment.state.logs / "launcher.log")
 
@@ -361,8 +383,13 @@ def new_config(
     sampling_seconds: float,
 ) -> dict[str, Value]:
     """The configuration of the next run, with a result folder of its own unless one is given."""
+    metrics_address = deployment.address(f"{METRICS}{RUN}")
     config = run_config.complete(
-        overrides, metrics, len(deployment.nodes), sampling_seconds, deployment.address("metadata")
+        {"metrics-address": metrics_address, **overrides},
+        metrics,
+        len(deployment.nodes),
+        sampling_seconds,
+        deployment.address("metadata"),
     )
     given = overrides.get("result-dir")
     folder = Path(str(given)).absolute() if given else deployment.state.new_run()
@@ -380,12 +407,14 @@ def train_and_judge(
 ) -> dict[str, Any]:
     """A run, and what its model is worth: the result that ``report`` shows and --json prints."""
     metrics = str(config["metric"]).split(",")
-    progress.training("training: waiting for nodes")
     with deployment.state.one_run_at_a_time():
         history = run.train(
             deployment, supervisor, config, progress, stop_if_interrupted=stop_if_interrupted
         )
-    progress.stage("train")
+    # Until the first round begins, the app is sent and tasks import what they need.
+    rounds = history["rounds"]
+    progress.stage("submit", time.time() - rounds[0]["started_unix_s"] if rounds else 0.0)
+    progress.stage("rounds")
     backtest = run.judge(deployment, supervisor, "backtest", metrics)
     forecast = run.judge(deployment, supervisor, "forecast", metrics)
     progress.stage("judge")
