@@ -87,12 +87,16 @@ def receiver():
         server.stop(0).wait()
 
 
-def test_what_there_is_at_the_end_arrives_over_grpc(registry):
-    Counter("rows", "Rows that came", registry=registry).inc(3)
+def test_what_there_is_at_the_start_and_at_the_end_arrives_over_grpc(registry):
+    counter = Counter("rows", "Rows that came", registry=registry)
     Histogram("call_seconds", "Time", buckets=(1,), registry=registry).observe(0.5)
     with receiver() as (requests, endpoint):
-        Export(registry, endpoint, "icos-fl-service").close()
+        export = Export(registry, endpoint, "icos-fl-service")
+        begun = requests.get(timeout=10)
+        counter.inc(3)
+        export.close()
         request = requests.get(timeout=10)
+    assert begun.resource_metrics[0].scope_metrics[0].metrics[0].sum.data_points[0].as_double == 0
     (resource,) = request.resource_metrics
     names = {attribute.key: attribute.value for attribute in resource.resource.attributes}
     assert names["service.name"].string_value == "icos-fl-service"

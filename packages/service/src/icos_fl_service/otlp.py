@@ -21,7 +21,7 @@ _CUMULATIVE = export.AggregationTemporality.CUMULATIVE
 
 
 class Export:
-    """Exports *registry* to *endpoint* every EXPORT_SECONDS, and once more on ``close``."""
+    """Exports *registry* to *endpoint*, now, every EXPORT_SECONDS, and once more on ``close``."""
 
     def __init__(self, registry: CollectorRegistry, endpoint: str, service: str) -> None:
         self._registry = registry
@@ -43,11 +43,10 @@ class Export:
         self._exporter.shutdown(timeout_millis=1000 * EXPORT_PATIENCE_SECONDS)
 
     def _run(self) -> None:
-        while True:
-            last = self._stopping.wait(EXPORT_SECONDS)
+        self._exporter.export(self._collected())
+        while not self._stopping.wait(EXPORT_SECONDS):
             self._exporter.export(self._collected())
-            if last:
-                return
+        self._exporter.export(self._collected())
 
     def _collected(self) -> export.MetricsData:
         metrics = metrics_of(self._registry.collect(), self._started_ns, time.time_ns())
