@@ -11,6 +11,7 @@ from pathlib import Path
 
 from icos_fl_service.metrics import MetricsAddressError
 from icos_fl_service.settings import load_or_exit
+from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
@@ -155,8 +156,21 @@ _COMMANDS = {
 def _shown(report: Report) -> RenderableType:
     facts = [f"{report.rows} rows", f"{report.added} added", f"{report.removed} removed"]
     if report.interval_seconds is not None:
-        facts += [f"every {report.interval_seconds:g} s", f"{report.gaps} gaps"]
-    table = Table(title=f"{report.node}: {', '.join(facts)}", title_justify="left")
+        gaps = "1 gap" if report.gaps == 1 else f"{report.gaps} gaps"
+        facts += [f"every {report.interval_seconds:g} s", gaps]
+    title = Text(f"{report.node}: {', '.join(facts)}", "bold")
+    wrong = [
+        Text(
+            f"{' '.join(filter(None, [found.column, found.condition.word]))}: {found.reason}",
+            "bold red",
+        )
+        for found in report.conditions
+    ]
+    return Group(title, *([_statistics(report)] if report.columns else []), *wrong)
+
+
+def _statistics(report: Report) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for name in ("column", "unit", "values", "NaN", "min", "mean", "max", "last"):
         table.add_column(name, justify="left" if name in ("column", "unit") else "right")
     for name, column in report.columns.items():
@@ -168,11 +182,7 @@ def _shown(report: Report) -> RenderableType:
             str(column.nans),
             *("-" if number is None else f"{number:.6g}" for number in numbers),
         )
-    wrong = [
-        Text(f"{' '.join(filter(None, [found.column, found.condition.word]))}: {found.reason}")
-        for found in report.conditions
-    ]
-    return Group(table, *wrong)
+    return table
 
 
 def _seconds(text: str) -> float:
