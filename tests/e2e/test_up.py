@@ -213,6 +213,12 @@ def test_status_names_a_sensor_that_cannot_be_read_until_it_can(kept: Kept) -> N
     assert (wrong["condition"], wrong["column"]) == ("unavailable", "power_consumption")
     assert wrong["reason"].startswith("exactly 0 for 600 s")
     assert command_line.run("watch", node, "--once")[0] == 12
+    # No model of it is trained there, and those of the other metrics are.
+    status, out = command_line.run("train", "--json", "--rounds", "1", timeout_seconds=UP_SECONDS)
+    asked = json.loads(out)
+    learned = asked["history"]["nodes"][node]["metrics"]
+    assert status == 0
+    assert set(asked["metrics"]) - set(learned) == {"power_consumption"}
     send(rows + 1, rows + 2, power=21.0)
     assert command_line.run("status")[0] == 0
 

@@ -52,11 +52,13 @@ def store(dataclay_settings):
 def feed(store):
     """Fills a new window with a row every 3 s up to now; tells its name."""
 
-    def make(**columns):
+    def make(*, seconds_ago=0, without=(), **columns):
+        """Rows whose newest is as old as that, but not those *without*."""
         node = f"node-{uuid.uuid4().hex[:8]}"
         values = np.array(list(columns.values()), float).T
-        newest = time.time_ns()
+        newest = time.time_ns() - seconds_ago * 1_000_000_000
         times = newest - np.arange(len(values))[::-1] * 3_000_000_000
+        values, times = np.delete(values, without, 0), np.delete(times, without)
         store.create_window(node).append(list(columns), times, values, {"power": "W", "cpu": "%"})
         return node
 
@@ -79,6 +81,36 @@ def test_ten_minutes_of_no_power_exit_with_12_and_say_so(dataclay_settings, feed
     status, out, _ = watch(dataclay_settings, node, "--once")
     assert status == 12
     assert "power unavailable: exactly 0 for 597 s" in " ".join(out.split())
+
+
+LIVE = np.arange(300) % 11
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected", "line"),
+    [
+        ({"cpu": LIVE, "seconds_ago": 600}, 11, "stale: the newest row is 60"),
+        ({"cpu": np.full(300, 17.25)}, 13, "cpu stuck: 300 values in a row are 17.25, over 897 s"),
+        ({"cpu": LIVE, "without": range(100, 200)}, 15, "gappy: 100 of 300 rows of the newest"),
+        (
+            {"cpu": LIVE, "power": np.where(np.arange(300) % 4, 50.0 + LIVE, np.nan)},
+            16,
+            "power nan: 75 of 300 values of the newest 300 rows are missing",
+        ),
+        (
+            {"cpu": LIVE, "power": np.where(np.arange(300) < 150, 50.0 + LIVE, np.nan)},
+            10,
+            "power silent: no value for 450 s while rows go on",
+        ),
+    ],
+    ids=lambda given: str(given) if isinstance(given, int) else "",
+)
+def test_what_is_wrong_is_said_and_is_the_exit_status(
+    dataclay_settings, feed, rows, expected, line
+):
+    status, out, _ = watch(dataclay_settings, feed(**rows), "--once")
+    assert status == expected
+    assert line in " ".join(out.split())
 
 
 def test_a_file_gives_the_ranges(dataclay_settings, feed, tmp_path):
