@@ -6,14 +6,15 @@ from importlib import import_module
 from importlib.metadata import version
 
 import pytest
-from icos_fl_warm_runtime import flower
+from icos_fl_warm_runtime.flower.names import NAMES, SUPEREXEC, changed
 
 WARNS = "This Flower is not the one that the warm runtime was written for"
 EDITED = """
 import sys
-from icos_fl_warm_runtime import __main__, flower
+from icos_fl_warm_runtime import __main__
+from icos_fl_warm_runtime.flower.names import NAMES
 name = {name!r}
-of = flower.NAMES[{command!r}]
+of = NAMES[{command!r}]
 of[next(iter(of))] = "otherwise"
 sys.argv.insert(1, name)
 __main__.main()
@@ -23,18 +24,18 @@ __main__.main()
 
 @pytest.mark.parametrize(
     ("command", "name"),
-    [(command, name) for command, names in flower.NAMES.items() for name in names],
+    [(command, name) for command, names in NAMES.items() for name in names],
 )
 def test_flower_is_as_the_warm_runtime_knows_it(command, name):
-    known = flower.NAMES[command][name]
-    assert flower.changed({name: known}) == [], f"{name} has changed in Flower {version('flwr')}"
+    known = NAMES[command][name]
+    assert changed({name: known}) == [], f"{name} has changed in Flower {version('flwr')}"
 
 
 def test_what_changed_is_named_and_nothing_else():
-    names = dict(flower.SUPEREXEC)
+    names = dict(SUPEREXEC)
     edited = "flwr.supercore.superexec.executor.types:Executor"
     names[edited] = "00000000"
-    assert flower.changed(names) == [edited]
+    assert changed(names) == [edited]
 
 
 @pytest.mark.parametrize(
@@ -46,7 +47,7 @@ def test_what_changed_is_named_and_nothing_else():
     ],
 )
 def test_what_is_gone_is_named(gone):
-    assert flower.changed({gone: "00000000"}) == [f"{gone} (gone)"]
+    assert changed({gone: "00000000"}) == [f"{gone} (gone)"]
 
 
 def test_every_name_that_is_replaced_is_there_to_be_replaced():
@@ -126,8 +127,8 @@ def test_on_a_flower_that_changed_the_commands_warn_and_run_as_stock(new_federat
     completes(federation)
     for name, part in (("superlink", "superlink"), ("supernode-0", "supernode")):
         log = federation.log(name)
-        changed = next(iter(flower.NAMES[part]))
-        assert f'{WARNS}; taking the stock path. Changed: {changed}"' in log
+        first = next(iter(NAMES[part]))
+        assert f'{WARNS}; taking the stock path. Changed: {first}"' in log
         assert len(warm_processes(federation, name)) == 1  # the command itself
     assert WARNS not in federation.log("supernode-1")
     assert federation.workers("supernode-1")

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from functools import partial
 from importlib import import_module
 from logging import INFO, WARNING
 
@@ -46,22 +47,24 @@ def _run(name: str) -> None:
     from icos_fl_service.metrics import Metrics, MetricsAddressError, check_address
     from icos_fl_service.settings import load_or_exit
 
-    from icos_fl_warm_runtime import flower
+    from icos_fl_warm_runtime.flower.hosts import starts_superexec
+    from icos_fl_warm_runtime.flower.logs import tell_in_json
+    from icos_fl_warm_runtime.flower.names import NAMES, changed
     from icos_fl_warm_runtime.metrics import RuntimeSettings
 
     settings = load_or_exit(RuntimeSettings)
-    flower.tell_in_json()
-    changed = flower.changed(flower.NAMES[name]) if runtime == "warm" else []
-    if changed:
+    tell_in_json()
+    found = changed(NAMES[name]) if runtime == "warm" else []
+    if found:
         log(
             WARNING,
             "This Flower is not the one that the warm runtime was written for; taking the "
             "stock path. Changed: %s",
-            ", ".join(changed),
+            ", ".join(found),
         )
-    is_warm = runtime == "warm" and not changed
+    is_warm = runtime == "warm" and not found
     try:
-        if is_warm and flower.starts_superexec(name):  # which serves them: the tasks are its own
+        if is_warm and starts_superexec(name):  # which serves them: the tasks are its own
             check_address(settings.metrics_address)
         else:  # they end with the process
             served = Metrics(
@@ -72,9 +75,26 @@ def _run(name: str) -> None:
     except MetricsAddressError as error:
         sys.exit(f"flower-{name}: {error}")
     if is_warm:
-        flower.warm(name, superexec)
+        _warm(name)
     module, function = _COMMANDS[name]
     getattr(import_module(module), function)()
+
+
+def _warm(name: str) -> None:
+    from icos_fl_warm_runtime.flower import hosts
+
+    if name == "superexec":
+        from icos_fl_warm_runtime.executor import ForkExecutor
+
+        hosts.warm_superexec(ForkExecutor)
+        return
+    from icos_fl_warm_runtime.superexec import starter
+
+    ours = partial(starter, superexec) if hosts.starts_superexec(name) else None
+    if name == "superlink":
+        hosts.warm_superlink(ours)
+    else:
+        hosts.warm_supernode(ours)
 
 
 if __name__ == "__main__":

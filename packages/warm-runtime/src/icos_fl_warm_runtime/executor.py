@@ -18,7 +18,8 @@ from flwr.supercore import log
 from flwr.supercore.superexec.executor import ExecutionSpec, LaunchResult
 from flwr.supercore.superexec.executor.subprocess_executor import SubprocessExecutor
 
-from icos_fl_warm_runtime import flower, metrics
+from icos_fl_warm_runtime import metrics
+from icos_fl_warm_runtime.flower import tasks
 from icos_fl_warm_runtime.pace import Pace
 from icos_fl_warm_runtime.worker import ENTRY_POINTS, START, ending, told_by
 
@@ -49,7 +50,7 @@ class ForkExecutor(SubprocessExecutor):
     def launch(self, spec: ExecutionSpec) -> LaunchResult:
         """Have the task forked. Raises nothing: what cannot be forked starts as Flower does it."""
         self._pace.start_again()
-        command = flower.command_of(spec)
+        command = tasks.command_of(spec)
         if command not in ENTRY_POINTS or command in self._refused:
             return self._launch_cold(spec)
         refusal = ""
@@ -75,7 +76,7 @@ class ForkExecutor(SubprocessExecutor):
         return self._launch_cold(spec)
 
     def _launch_cold(self, spec: ExecutionSpec) -> LaunchResult:
-        metrics.STARTED.labels(_kind(flower.command_of(spec)), "cold").inc()
+        metrics.STARTED.labels(_kind(tasks.command_of(spec)), "cold").inc()
         return super().launch(spec)
 
     def close(self) -> None:
@@ -115,7 +116,7 @@ class _Worker:
         """Give it a task; False if it ends or refuses before it has forked one."""
         order = {
             "task_id": spec.task_id,
-            "arguments": flower.arguments_of(spec),
+            "arguments": tasks.arguments_of(spec),
             "quiet": spec.suppress_output,
         }
         with self._changed:
@@ -125,7 +126,7 @@ class _Worker:
                 self._connection.sendall(json.dumps(order).encode() + b"\n")
         deadline = time.monotonic() + TAKEN_SECONDS
         while not self._answered(spec, HEARTBEAT_SECONDS) and time.monotonic() < deadline:
-            flower.report_start(spec)
+            tasks.report_start(spec)
         with self._changed:
             is_taken = self._ordered.pop(spec.task_id, None) is None
         if not is_taken:
@@ -158,7 +159,7 @@ class _Worker:
             self._changed.notify_all()
         for spec in lost.values():
             self._count(spec, "died")
-            flower.report_death(spec, f"the worker that it was forked from: {ending(status)}")
+            tasks.report_death(spec, f"the worker that it was forked from: {ending(status)}")
 
     def _hear(self, fact: dict[str, Any]) -> None:
         with self._changed:
@@ -173,7 +174,7 @@ class _Worker:
         if "ended" in fact and spec is not None:
             self._count(spec, fact["outcome"])
             if fact["how"]:
-                flower.report_death(spec, fact["how"])
+                tasks.report_death(spec, fact["how"])
 
     def _count(self, spec: ExecutionSpec, outcome: str) -> None:
         """The end of a task, and what it has counted itself."""

@@ -14,11 +14,27 @@ import time
 from collections.abc import Callable
 from ctypes import CDLL, c_char_p
 from importlib import import_module
+from logging import WARNING
 from pathlib import Path
 from typing import Any, NoReturn
 
+from flwr.supercore import log
+
 _PR_SET_NAME = 15
 _LOOK_SECONDS = 0.05
+
+
+def starter(run: Callable[[], None]) -> Callable[..., Any]:
+    """What starts a SuperExec as ``subprocess.Popen`` would: *run* in a fork of this process.
+
+    Where it cannot be forked, a process of its own.
+    """
+    try:
+        return ForkedSuperExec(run).start
+    except RuntimeError as error:
+        log(WARNING, "The SuperExec imports for itself what its host has: %s", error)
+    ours = [sys.executable, "-m", "icos_fl_warm_runtime", "superexec"]
+    return lambda command, **kwargs: subprocess.Popen([*ours, *command[1:]], **kwargs)
 
 
 class ForkedSuperExec:

@@ -84,18 +84,20 @@ def main(socket_fd: int, command: str, kept: str) -> None:
 
 def _preload(command: str) -> str:
     """Import what *command* and the installed packages name for it; a reason to refuse, or none."""
-    from icos_fl_warm_runtime import flower
+    from icos_fl_warm_runtime.flower.logs import tell_in_json
+    from icos_fl_warm_runtime.flower.names import NAMES, changed
+    from icos_fl_warm_runtime.flower.tasks import warm_tasks
 
-    if changed := flower.changed(flower.NAMES[command]):
-        return f"Flower has changed: {', '.join(changed)}"
-    flower.warm_tasks(command)
+    if found := changed(NAMES[command]):
+        return f"Flower has changed: {', '.join(found)}"
+    warm_tasks(command)
     for point in entry_points(group=ENTRY_POINTS[command]):
         try:
             import_module(point.value)
         except Exception as error:
             return f"{point.value} cannot be imported: {error}"
     logging.getLogger().handlers.clear()  # which some libraries take at import
-    flower.tell_in_json()
+    tell_in_json()
     threads = len(list(Path("/proc/self/task").iterdir()))
     return f"{threads} threads run after the imports" if threads != 1 else ""
 
@@ -181,9 +183,9 @@ def _run(command: str, order: dict[str, Any], worker: int, goodbye: mmap.mmap) -
                 os.dup2(nothing.fileno(), 1)
                 os.dup2(nothing.fileno(), 2)
         sys.argv = [command, *order["arguments"]]
-        from icos_fl_warm_runtime import flower
+        from icos_fl_warm_runtime.flower.tasks import run_task
 
-        flower.run_task(command)
+        run_task(command)
         status = 0
     except SystemExit as end:
         goodbye[0] = 1
