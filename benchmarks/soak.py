@@ -140,14 +140,15 @@ def delay_seconds(error: grpc.RpcError) -> float:
 
 @dataclass
 class Watched:
-    """A process: what it has in memory, look by look."""
+    """A process: what it has in memory of its own, look by look."""
 
     pid: int
     megabytes: list[float] = field(default_factory=list)
 
     def look(self) -> None:
-        pages = int(Path(f"/proc/{self.pid}/statm").read_text().split()[1])
-        self.megabytes.append(pages * os.sysconf("SC_PAGE_SIZE") / 1e6)
+        status = Path(f"/proc/{self.pid}/status").read_text()
+        kibibytes = status.partition("RssAnon:")[2].split()[0]
+        self.megabytes.append(int(kibibytes) * 1024 / 1e6)
 
     def cpu_seconds(self) -> float:
         fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()

@@ -185,6 +185,17 @@ def test_a_window_survives_a_key_value_store_that_stops_first(running, store, no
     assert until_available(lambda: seconds_of(store.window(node))) == [1]
 
 
+def test_a_backend_ends_while_the_key_value_store_hangs(running, store, node):
+    append(store, [1], node)
+    running.processes["kv"].send_signal(signal.SIGSTOP)
+    try:
+        end_backend(running, signal.SIGTERM)
+    finally:
+        running.processes["kv"].send_signal(signal.SIGCONT)
+    running.start("backend")
+    assert until_available(lambda: seconds_of(store.window(node))) == [1]
+
+
 def test_a_killed_backend_comes_back_with_every_row(running, store, node):
     append(store, [1], node)
     window = store.window(node)

@@ -1,5 +1,7 @@
 """The services that a store is made of, each a process in the foreground: Valkey and dataClay's."""
 
+import asyncio
+import contextlib
 import errno
 import fcntl
 import logging
@@ -162,7 +164,8 @@ def _register_backend(kv: valkey.Valkey, folder: Path, settings: ServiceSettings
 
     async def stop(self: Any) -> None:
         registrations.end()
-        await leave(self)
+        with contextlib.suppress(TimeoutError):  # what it leaves is deleted when it starts again
+            await asyncio.wait_for(leave(self), KV_PATIENCE_SECONDS)
 
     MetadataAPI.register_backend = register_backend
     BackendRuntime.stop = stop
