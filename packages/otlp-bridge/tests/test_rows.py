@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from icos_fl_otlp_bridge import default_config
+from icos_fl_otlp_bridge.rates import Rates
 from icos_fl_otlp_bridge.rows import Converter
 from opentelemetry.proto.metrics.v1.metrics_pb2 import Metric
 
@@ -79,6 +80,21 @@ def test_whole_microwatts_become_the_watts_that_a_person_would_write(microwatts)
     watts = Converter(default_config()).convert(request).rows["a"].values_tf[0, 0]
     whole, rest = divmod(microwatts, 10**6)
     assert watts == float(f"{whole}.{rest:06}")
+
+
+def test_rows_that_the_window_could_not_hold_are_too_old(convert, export):
+    text = "window_rows: 2\n" + columns(c="{terms: [{metric: m}]}", d="{terms: [{metric: n}]}")
+    batch = export().gauge("m", (6, 3.0), (0, 1.0), (3, 2.0), (1, 1.0)).gauge("n", (3, 9), (0, 8))
+    assert convert(batch, text) == ({3: {"c": 2.0, "d": 9.0}, 6: {"c": 3.0}}, {"too_old": 3})
+
+
+def test_of_more_nodes_than_there_may_be_no_more_is_made(config, export):
+    text = "nodes_max: 2\n" + columns(c="{terms: [{metric: m}]}")
+    batch = export().gauge("other", (0, 1)).resource("b").gauge("m", (0, 1))
+    batch.resource("c").gauge("m", (0, 1)).resource("d").gauge("m", (0, 1), (3, 1))
+    batch.resource("b").gauge("m", (3, 1))
+    converted = Converter(config(text)).convert(batch.request)
+    assert (list(converted.rows), converted.rejected) == (["b", "c"], {"too_many_nodes": 2})
 
 
 def test_memory_is_total_minus_available_in_mib(convert, export):
@@ -158,10 +174,14 @@ def test_series_of_two_resources_of_one_node_are_two(convert, export):
     assert convert(batch, columns(c="{terms: [{metric: m}]}"))[0] == {0: {"c": 3.0}}
 
 
-def test_series_of_two_scopes_are_two(convert, export):
+@pytest.mark.parametrize("of_scope", ["name", "version", "attributes"])
+def test_series_of_two_scopes_are_two(convert, export, of_scope):
     batch = export().gauge("m", (0, 1.0))
     scope = batch.request.resource_metrics[0].scope_metrics.add()
-    scope.scope.name = "another"
+    if of_scope == "attributes":
+        scope.scope.attributes.add(key="k").value.bool_value = True
+    else:
+        setattr(scope.scope, of_scope, "another")
     scope.metrics.append(batch.request.resource_metrics[0].scope_metrics[0].metrics[0])
     assert convert(batch, columns(c="{terms: [{metric: m}]}"))[0] == {0: {"c": 2.0}}
 
@@ -295,6 +315,19 @@ def test_cpu_usage_from_seconds_that_the_cores_were_idle(convert, export):
 
 
 RATE = "columns:\n  c: {sources: [{terms: [{metric: m, rate: true}]}]}\n"
+
+
+def test_what_is_remembered_of_a_counter_is_of_one_size_and_tells_it_from_others(config, export):
+    rates = Rates()
+    converter = Converter(config(RATE), rates)
+    long = "x" * 100_000
+    for attributes in ({}, {long: ""}, {long: long}, {long: 1}, {long: True}, {long: "1"}):
+        for resource in (attributes, {}):
+            batch = export(**resource).sum("m", CUMULATIVE, (0, 1, attributes))
+            converter.convert(batch.request)
+    keys = [key for key, _ in rates._series]
+    assert {len(key) for key in keys} == {16}
+    assert len(keys) == 11
 
 
 def test_a_rate_of_a_gauge_is_no_rate(convert, export):

@@ -10,6 +10,7 @@ from array import array
 from bisect import bisect_left
 from collections.abc import Hashable, Iterable
 from enum import Enum, auto
+from operator import itemgetter
 from typing import Final
 
 HISTORY_POINTS: Final = 512
@@ -52,7 +53,10 @@ class Rates:
             self._series[key, counting] = series
             while len(self._series) > self._series_max:
                 del self._series[next(iter(self._series))]
-            times = [point[0] for point in points if series.put(*point)]
+        with series.lock:  # many points of one hold up no other
+            # In order of time, as each insertion before others would move them.
+            ordered = sorted(points, key=itemgetter(0))
+            times = [point[0] for point in ordered if series.put(*point)]
             rates = series.rates(times)
             series.trim(self._history_points)
             return rates
@@ -62,6 +66,7 @@ class _Series:
     """Points of one series in order of time."""
 
     def __init__(self, counting: Counting) -> None:
+        self.lock = threading.Lock()
         self._counting = counting
         self._times = array("q")
         self._starts = array("Q")
@@ -90,13 +95,13 @@ class _Series:
 
     def rates(self, times: list[int]) -> dict[int, float]:
         """Rates at *times*, and at the point after each: a late one has changed what that is."""
-        places = {bisect_left(self._times, time) for time in times}
-        places |= {place + 1 for place in places if place + 1 < len(self._times)}
         rates = {}
-        for place in sorted(places):
-            rate = self._rate(place)
-            if rate is not None:
-                rates[self._times[place]] = rate
+        for time in times:
+            place = bisect_left(self._times, time)
+            for near in range(place, min(place + 2, len(self._times))):
+                rate = self._rate(near)
+                if rate is not None:
+                    rates[self._times[near]] = rate
         return rates
 
     def _rate(self, place: int) -> float | None:
