@@ -69,7 +69,7 @@ class Target:
             request = parse(encoded, self._bridge.metrics)
         except ExportRefused:
             return
-        self._bridge.export(request)
+        self._bridge.store(self._bridge.convert(request))
         for node in self._store.nodes():
             values = self._store.window(node).read(last=3).values_tf
             if any(math.isinf(value) for value in values.flat):

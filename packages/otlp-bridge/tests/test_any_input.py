@@ -10,7 +10,7 @@ from google.protobuf import json_format
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from icos_fl_otlp_bridge import envelope, json_request
-from icos_fl_otlp_bridge.bridge import Bridge
+from icos_fl_otlp_bridge.bridge import Bridge, Outcome
 from icos_fl_otlp_bridge.config import BridgeConfig
 from icos_fl_otlp_bridge.errors import TooLarge, Undecodable
 from icos_fl_otlp_bridge.inflate import gunzip
@@ -38,6 +38,8 @@ CONFIG = BridgeConfig.model_validate(
         }
     }
 )
+
+WANTED = frozenset({"m"})
 
 numbers = st.floats() | st.sampled_from([0.0, 1.0, 1e308, -1e308])
 counts = st.integers(0, 5) | st.sampled_from([2**63, 2**64 - 1])
@@ -106,6 +108,10 @@ def wanted_points(request: ExportMetricsServiceRequest) -> int:
     )
 
 
+def export(bridge: Bridge, request: ExportMetricsServiceRequest) -> Outcome:
+    return bridge.store(bridge.convert(request))
+
+
 def stored(store: MemoryStore) -> dict[str, Any]:
     rows = {node: store.window(node).read() for node in store.nodes()}
     return {
@@ -118,7 +124,7 @@ def stored(store: MemoryStore) -> dict[str, Any]:
 @given(requests())
 def test_every_point_is_taken_or_rejected_and_only_finite_values_are_stored(request_):
     store = MemoryStore()
-    outcome = Bridge(CONFIG, store).export(request_)
+    outcome = export(Bridge(CONFIG, store), request_)
     # A distribution in which nothing was observed is neither.
     assert outcome.points + outcome.rejected.total() <= wanted_points(request_)
     if not outcome.rejected and not outcome.without_rate:
@@ -133,9 +139,9 @@ def test_every_point_is_taken_or_rejected_and_only_finite_values_are_stored(requ
 def test_any_request_that_comes_twice_changes_nothing(request_):
     store = MemoryStore()
     bridge = Bridge(CONFIG, store)
-    first = bridge.export(request_)
+    first = export(bridge, request_)
     before = stored(store)
-    second = bridge.export(request_)
+    second = export(bridge, request_)
     assert stored(store) == before
     assert second.rejected == first.rejected
 
@@ -146,10 +152,8 @@ def test_protobuf_and_json_say_the_same(request_):
     text = json.dumps(json_format.MessageToDict(request_, use_integers_for_enums=True)).encode()
     from_json, from_protobuf = MemoryStore(), MemoryStore()
     told = [
-        Bridge(CONFIG, from_json).export(json_request.parse(text, frozenset({"m"}))),
-        Bridge(CONFIG, from_protobuf).export(
-            envelope.parse(request_.SerializeToString(), frozenset({"m"}))
-        ),
+        export(Bridge(CONFIG, from_json), json_request.parse(text, WANTED)),
+        export(Bridge(CONFIG, from_protobuf), envelope.parse(request_.SerializeToString(), WANTED)),
     ]
     assert told[0] == told[1]
     assert stored(from_json) == stored(from_protobuf)
@@ -163,10 +167,10 @@ def test_damaged_bytes_are_a_request_or_undecodable(serialized, data):
             place = data.draw(st.integers(0, len(serialized) - 1))
             serialized[place] = data.draw(st.integers(0, 255))
     try:
-        request = envelope.parse(bytes(serialized), frozenset({"m"}))
+        request = envelope.parse(bytes(serialized), WANTED)
     except Undecodable:
         return
-    Bridge(CONFIG, MemoryStore()).export(request)
+    export(Bridge(CONFIG, MemoryStore()), request)
 
 
 KEYS = (
@@ -193,10 +197,10 @@ def test_any_json_is_a_request_or_undecodable(document, shaped):
         inner = {"resourceMetrics": [{"scopeMetrics": [{"metrics": [metric]}]}]}
         text = json.dumps(inner if shaped else document).encode()
     try:
-        request = json_request.parse(text, frozenset({"m"}))
+        request = json_request.parse(text, WANTED)
     except Undecodable:
         return
-    Bridge(CONFIG, MemoryStore()).export(request)
+    export(Bridge(CONFIG, MemoryStore()), request)
 
 
 @given(st.binary(max_size=2000), st.integers(0, 3000))

@@ -173,6 +173,7 @@ def test_who_leaves_in_mid_request_does_no_harm(bridge, export):
         ({"asDouble": 1_500_000}, 1.5),
         ({"asInt": 42_000_000, "timeUnixNano": START}, 42),
         ({"asInt": 42_000_000, "unknownField": {"a": [1, {}]}, "unknown_too": None}, 42),
+        ({"asInt": 42_000_000, "time_unix_nano": "7", "unknown": 10**400}, 42),
         ({"asInt": 42_000_000, "exemplars": [{"traceId": "5b8efff798038103d269b633813fc60c"}]}, 42),
         ({"asInt": 42_000_000, "exemplars": [{"spanId": "eee19b7ec3c1b17", "asInt": "x"}]}, 42),
     ],
@@ -208,7 +209,8 @@ def test_case_2_a_json_number_that_is_not_finite_is_a_counted_point(bridge, numb
         "",
         "{",
         "[" * 100_000,
-        '{"a": ' + "9" * 5000 + "}",
+        "{" + '"a":[' * 10_000,
+        json.dumps(document(asInt=1, flags=[[]])),
     ],
     ids=lambda text: text[-60:],
 )

@@ -10,6 +10,7 @@ import pytest
 from google.rpc.error_details_pb2 import RetryInfo
 from grpc_health.v1 import health_pb2
 from grpc_status import rpc_status
+from icos_fl_otlp_bridge.memory import DECODED_BYTES_MAX
 from prometheus_client import REGISTRY
 
 EXPORT = "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export"
@@ -165,3 +166,22 @@ def test_self_metrics_count_what_was_taken_refused_and_rejected(bridge, export, 
     bridge.refusal(export().gauge(POWER, (0, 1)))
     change = {name: value - before[name] for name, value in values().items()}
     assert change == {"taken": 2, "rejected": 1, "rows": 2, "refused": 1, "store errors": 1}
+
+
+def test_ordinary_exports_do_not_wait_for_large_ones_and_few_of_these_wait(run, export, until):
+    bridge = run(max_concurrent_exports=4)
+    turns = bridge.server._receiver.turns
+    large = export().gauge(POWER, *((0, 1_000_000) for _ in range(20_000)))
+    ordinary = export().gauge(POWER, *((3 * i, 1_000_000) for i in range(60)))
+    ordinary.gauge("other", *((0, 1.0, {"pid": str(i)}) for i in range(100_000)))  # 5 MB
+    with turns.of(DECODED_BYTES_MAX):
+        waiting = bridge.export_to.Export.future(large.request, timeout=60)
+        until(lambda: turns.large == 2)
+        error = bridge.refusal(large)
+        assert error.code() == grpc.StatusCode.UNAVAILABLE
+        assert error.details() == "2 large requests are in hand, which is the limit"
+        assert bridge.post(large).status == 503
+        bridge.export(ordinary)
+        assert not waiting.done()
+    waiting.result()
+    assert len(bridge.rows()) == 60

@@ -43,12 +43,15 @@ class Bridge:
         self._converter = rows.Converter(config, rates)
         self._windows: dict[str, Window] = {}
 
-    def export(self, request: ExportMetricsServiceRequest) -> Outcome:
-        """Store the request's rows.
+    def convert(self, request: ExportMetricsServiceRequest) -> rows.Converted:
+        """The request's rows, which take less memory than the request."""
+        return self._converter.convert(request)
+
+    def store(self, converted: rows.Converted) -> Outcome:
+        """Store rows.
 
         Raises StoreUnavailable; the same request may then be sent again, whatever of it was stored.
         """
-        converted = self._converter.convert(request)
         outcome = Outcome(converted.rejected, converted.without_rate, converted.without_rate)
         if converted.unmatched_resources:
             log.debug("resources for others", count=converted.unmatched_resources)

@@ -14,8 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from icos_fl_otlp_bridge import envelope, json_request, metrics
 from icos_fl_otlp_bridge.errors import Overloaded, TooLarge
-from icos_fl_otlp_bridge.inflate import gunzip
-from icos_fl_otlp_bridge.receiver import REQUEST_SECONDS_MAX, Decode, Receiver
+from icos_fl_otlp_bridge.receiver import REQUEST_SECONDS_MAX, Decoder, Receiver
 from icos_fl_otlp_bridge.status import RETRY_SECONDS, status_of
 
 PATH: Final = "/v1/metrics"
@@ -32,16 +31,16 @@ _HTTP_STATUS: Final[dict[int, int]] = {
 @dataclass(frozen=True)
 class _Codec:
     media_type: str
-    decode: Decode
+    decoder: Decoder
     encode: Callable[[Message], bytes]
 
 
 _PROTOBUF: Final = _Codec(
-    "application/x-protobuf", envelope.parse, lambda message: message.SerializeToString()
+    "application/x-protobuf", envelope, lambda message: message.SerializeToString()
 )
 _JSON: Final = _Codec(
     "application/json",
-    json_request.parse,
+    json_request,
     lambda message: json_format.MessageToJson(message, indent=None).encode(),
 )
 _CODECS: Final = {codec.media_type: codec for codec in (_PROTOBUF, _JSON)}
@@ -62,7 +61,7 @@ class _Body:
 
     async def read(self) -> bytes:
         """The body. Raises TooLarge, with nothing over the limit kept, and Overloaded if slow."""
-        chunks: list[bytes] = []
+        body = bytearray()  # as a list of chunks it would be in memory twice when they are joined
         size_bytes = 0
         try:
             async with asyncio.timeout(REQUEST_SECONDS_MAX):
@@ -70,9 +69,9 @@ class _Body:
                     chunk = await self._next()
                     size_bytes += len(chunk)
                     if size_bytes <= self._max_bytes:
-                        chunks.append(chunk)
+                        body += chunk
                     else:
-                        chunks.clear()
+                        body.clear()
         except TimeoutError:
             self._whole = True  # who is this slow is not waited for again
             raise Overloaded(
@@ -85,7 +84,7 @@ class _Body:
                 f"the request's {more_than}{size_bytes} bytes are over the limit of "
                 f"{self._max_bytes}"
             )
-        return b"".join(chunks)
+        return bytes(body)
 
     async def drop(self) -> None:
         """Read what is left, within limits, and keep none of it.
@@ -117,11 +116,10 @@ class MetricsApp:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
-        media_type = headers.get("content-type", "").split(";")[0].strip().lower()
-        codec = _CODECS.get(media_type)
+        codec = _CODECS.get(_media_type(headers))
         body = _Body(receive, self._receiver.max_message_bytes)
         try:
-            response = self._misdirected(scope, headers, media_type, codec)
+            response = self._misdirected(scope, headers, codec)
             if response is None and codec is not None:
                 response = await self._answer(headers, codec, body)
             await body.drop()
@@ -130,9 +128,7 @@ class MetricsApp:
         if response is not None:
             await response(scope, receive, send)
 
-    def _misdirected(
-        self, scope: Scope, headers: Headers, media_type: str, codec: _Codec | None
-    ) -> Response | None:
+    def _misdirected(self, scope: Scope, headers: Headers, codec: _Codec | None) -> Response | None:
         """What is said of a request that is no export."""
         encoding = headers.get("content-encoding", "identity").strip().lower()
         if scope["path"] != PATH:
@@ -142,7 +138,7 @@ class MetricsApp:
             http_status, problem = 405, f"the method of {PATH} is POST"
         elif codec is None:
             http_status = 415
-            problem = f"content-type {media_type[:100]!r} is none of {', '.join(_CODECS)}"
+            problem = f"content-type {_media_type(headers)[:100]!r} is none of {list(_CODECS)}"
         elif encoding not in ("identity", "", "gzip"):
             http_status, problem = 415, f"content-encoding {encoding[:100]!r} is not gzip"
         else:
@@ -158,8 +154,8 @@ class MetricsApp:
             # Read by the worker, as gRPC does it: what waits for a worker holds no memory.
             encoded = asyncio.run_coroutine_threadsafe(body.read(), loop).result()
             if gzipped:
-                encoded = gunzip(encoded, self._receiver.max_message_bytes)
-            return codec.encode(self._receiver.export(encoded, codec.decode, TRANSPORT))
+                encoded = self._receiver.inflated(encoded)
+            return codec.encode(self._receiver.export(encoded, codec.decoder, TRANSPORT))
 
         try:
             self._receiver.admit(headers.get("authorization"))
@@ -167,8 +163,17 @@ class MetricsApp:
         except _Disconnected:
             raise
         except Exception as error:
-            return _refusal(status_of(error), codec)
+            return refusal(error, headers)
         return Response(answer, media_type=codec.media_type)
+
+
+def refusal(error: Exception, headers: Headers) -> Response:
+    """What is said of an error, in the type of the request with these *headers*."""
+    return _refusal(status_of(error), _CODECS.get(_media_type(headers)))
+
+
+def _media_type(headers: Headers) -> str:
+    return headers.get("content-type", "").split(";")[0].strip().lower()
 
 
 def _refusal(

@@ -6,15 +6,42 @@ import ssl
 import threading
 from collections.abc import Callable
 
+import h11
 import uvicorn
+from starlette.datastructures import Headers
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from icos_fl_otlp_bridge.errors import ListenError
-from icos_fl_otlp_bridge.http_app import MetricsApp
+from icos_fl_otlp_bridge.errors import ListenError, Overloaded, Undecodable
+from icos_fl_otlp_bridge.http_app import MetricsApp, refusal
+from icos_fl_otlp_bridge.receiver import CONNECTIONS_MAX
 
 KEEP_ALIVE_SECONDS = 120
 """Longer than exporters keep an idle connection: who closes it must not be in their way."""
-CONNECTIONS_MAX = 2_048
-"""More are told 503 by uvicorn."""
+
+
+class _Protocol(H11Protocol):
+    """What uvicorn refuses by itself has a Status for a body, as what the application refuses."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if len(self.connections) > CONNECTIONS_MAX:
+            self._refuse(Overloaded(f"there are {CONNECTIONS_MAX} connections, which is the limit"))
+
+    def send_400_response(self, msg: str) -> None:
+        self._refuse(Undecodable(msg))
+
+    def _refuse(self, error: Exception) -> None:
+        """Tell *error*, unless an answer is on its way, and close the connection."""
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            response = refusal(error, Headers(raw=self.headers or []))
+            headers = [*response.raw_headers, (b"connection", b"close")]
+            for event in (
+                h11.Response(status_code=response.status_code, headers=headers),
+                h11.Data(bytes(response.body)),
+                h11.EndOfMessage(),
+            ):
+                self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
 
 
 class HttpServer:
@@ -33,11 +60,14 @@ class HttpServer:
             )
         except (OSError, OverflowError) as error:
             raise ListenError(f"cannot listen on {listen_address}: {error}") from None
+        # A peer that is gone without a word must not keep its connection: accepted ones inherit it.
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEP_ALIVE_SECONDS)
         self.port: int = self._socket.getsockname()[1]
         config = uvicorn.Config(
             app,
             loop="asyncio",
-            http="h11",
+            http=_Protocol,
             ws="none",
             lifespan="off",
             interface="asgi3",
@@ -45,7 +75,6 @@ class HttpServer:
             log_level="error",  # a stranger's broken HTTP is no event of ours
             access_log=False,
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
-            limit_concurrency=CONNECTIONS_MAX,
             server_header=False,
             proxy_headers=False,
             ssl_context_factory=None if tls is None else lambda *_: _following(tls),

@@ -5,69 +5,123 @@ needs an exemplar), and keys are lowerCamelCase alone.
 """
 
 import json
-from collections.abc import Iterator
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
 from google.protobuf import json_format
+from google.protobuf.message import Message
+from msgspec import Raw, Struct
+from msgspec.json import Decoder
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 
 from icos_fl_otlp_bridge.errors import Undecodable
+from icos_fl_otlp_bridge.memory import BYTE_BYTES_MAX, check_decoded
 
-_KINDS: Final = ("gauge", "sum", "histogram", "exponentialHistogram", "summary")
+# What values take, by the byte that tells of one.
+_SKIMMED_BYTES: Final = {b"{": 128}
+_OPENED_BYTES: Final = {b"{": 512, b"[": 128, b",": 160}
+_COPIES: Final = 8
+"""Of a byte of text: one character of four bytes makes all others as wide."""
 _REASON_CHARACTERS: Final = 300
 
 
+class _Skimmed(Struct, rename="camel", gc=False):
+    """What has no name here is passed over; what is Raw stays as it is in the text."""
+
+
+class _Metric(_Skimmed):
+    name: str | None = ""
+    gauge: Raw = Raw()
+    sum: Raw = Raw()
+    histogram: Raw = Raw()
+    exponential_histogram: Raw = Raw()
+    summary: Raw = Raw()
+
+
+class _ScopeMetrics(_Skimmed):
+    scope: Raw = Raw()
+    metrics: list[_Metric] | None = None
+
+
+class _ResourceMetrics(_Skimmed):
+    resource: Raw = Raw()
+    scope_metrics: list[_ScopeMetrics] | None = None
+
+
+class _Request(_Skimmed):
+    resource_metrics: list[_ResourceMetrics] | None = None
+
+
+_REQUEST: Final = Decoder(_Request)
+_KINDS: Final = ("gauge", "sum", "histogram", "exponential_histogram", "summary")
+
+
+def decoded_bytes(text: bytes, _: frozenset[str]) -> int:
+    """An upper estimate of what ``parse``, and all that is made of it, takes."""
+    return BYTE_BYTES_MAX * len(text)
+
+
 def parse(text: bytes, wanted: frozenset[str]) -> ExportMetricsServiceRequest:
-    """The request as if it had only the *wanted* metrics, without exemplars. Raises Undecodable."""
-    request = ExportMetricsServiceRequest()
+    """The request as if it had only the *wanted* metrics, without exemplars and schemas.
+
+    What belongs to none of them is only seen to be JSON. Raises Undecodable, TooLarge.
+    """
     try:
-        document = json.loads(text, parse_constant=_refuse_constant)
-        for scope in _objects(_objects([document], "resourceMetrics"), "scopeMetrics"):
-            metrics = [metric for metric in _objects([scope], "metrics") if _name(metric) in wanted]
-            scope["metrics"] = metrics
-            for kind in _KINDS:
-                data = (metric[kind] for metric in metrics if isinstance(metric.get(kind), dict))
-                for point in _objects(data, "dataPoints"):
-                    point.pop("exemplars", None)
-        json_format.ParseDict(_camel(document), request, ignore_unknown_fields=True)
-    # The last four: what json_format raises for values that it did not think of.
+        return _parsed(text, wanted)
+    # The last two: what json_format raises for values that it did not think of.
     except (json_format.ParseError, ValueError, RecursionError, TypeError, AttributeError) as error:
         reason = str(error)[:_REASON_CHARACTERS]
         raise Undecodable(
             f"the request's {len(text)} bytes are no ExportMetricsServiceRequest in JSON: {reason}"
         ) from None
+
+
+def _parsed(text: bytes, wanted: frozenset[str]) -> ExportMetricsServiceRequest:
+    opening = _Opening(text)
+    request = ExportMetricsServiceRequest()
+    for of_resource in _REQUEST.decode(text).resource_metrics or ():
+        resource_metrics = request.resource_metrics.add()
+        opening.fill(resource_metrics, of_resource, "resource")
+        for of_scope in of_resource.scope_metrics or ():
+            scope_metrics = resource_metrics.scope_metrics.add()
+            opening.fill(scope_metrics, of_scope, "scope")
+            for metric in of_scope.metrics or ():
+                if metric.name in wanted:
+                    opening.fill(scope_metrics.metrics.add(name=metric.name), metric, *_KINDS)
     return request
 
 
-def _objects(parents: Any, key: str) -> Iterator[dict[str, Any]]:
-    """The objects in the lists that the *parents* have under *key*."""
-    for parent in parents:
-        if not isinstance(parent, dict):
-            raise ValueError(f"an object is needed; read: {str(parent)[:40]!r}")
-        children = parent.get(key)
-        if children is None:
-            continue
-        if not isinstance(children, list):
-            raise ValueError(f"{key}: a list is needed; read: {str(children)[:40]!r}")
-        for child in children:
-            if not isinstance(child, dict):
-                raise ValueError(f"{key}: an object is needed; read: {str(child)[:40]!r}")
-            yield child
+class _Opening:
+    """Makes messages of Raw values, as long as a request takes no more than it may."""
+
+    def __init__(self, text: bytes) -> None:
+        self._text_bytes = len(text)
+        self._taken = _estimate(text, _SKIMMED_BYTES)
+        check_decoded(self._text_bytes, self._taken)
+
+    def fill(self, message: Message, skimmed: _Skimmed, *names: str) -> None:
+        """The *message*'s fields of these names, from those of *skimmed*."""
+        document = {}
+        for name in names:
+            text = bytes(getattr(skimmed, name))
+            if text:
+                self._taken += _estimate(text, _OPENED_BYTES) + _COPIES * len(text)
+                check_decoded(self._text_bytes, self._taken)
+                document[name] = _without_strangers(json.loads(text.decode()))
+        json_format.ParseDict(document, message, ignore_unknown_fields=True)
 
 
-def _name(metric: dict[str, Any]) -> str:
-    name = metric.get("name")
-    return name if isinstance(name, str) else ""
+def _estimate(text: bytes, bytes_of: dict[bytes, int]) -> int:
+    return sum(taken * text.count(sign) for sign, taken in bytes_of.items())
 
 
-def _camel(value: Any) -> Any:
-    """*value* without keys such as ``time_unix_nano``: protobuf's JSON knows them, OTLP's not."""
+def _without_strangers(value: Any) -> Any:
+    """*value*, rid of exemplars, and of keys as protobuf writes them (``time_unix_nano``)."""
     if isinstance(value, dict):
-        return {key: _camel(child) for key, child in value.items() if "_" not in key}
-    if isinstance(value, list):
-        return [_camel(child) for child in value]
+        for key in [key for key in value if key == "exemplars" or "_" in key]:
+            del value[key]
+        for child in value.values():
+            _without_strangers(child)
+    elif isinstance(value, list):
+        for child in value:
+            _without_strangers(child)
     return value
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON; write it in quotes")

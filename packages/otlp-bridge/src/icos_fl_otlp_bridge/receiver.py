@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import structlog
 from icos_fl_timeseries_store import StoreUnavailable
@@ -17,16 +17,27 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
 from icos_fl_otlp_bridge import metrics
 from icos_fl_otlp_bridge.bridge import Bridge, Outcome
 from icos_fl_otlp_bridge.errors import Overloaded
+from icos_fl_otlp_bridge.inflate import gunzip, said_bytes
+from icos_fl_otlp_bridge.memory import SMALL_BYTES, Turns
 from icos_fl_otlp_bridge.security import Security
 
-LARGE_BYTES = 8 << 20
-"""Larger requests are decoded one at a time: decoded they take many times their size."""
+CONNECTIONS_MAX = 2_048
+"""Of each transport. An idle one takes up to 15 kB, one whose request waits, unread, 150 kB."""
 REQUEST_SECONDS_MAX = 30.0
 """How long a request may take to arrive: until then it keeps a worker."""
 
 T = TypeVar("T")
-Decode = Callable[[bytes, frozenset[str]], ExportMetricsServiceRequest]
-"""From bytes and the names of the metrics that are wanted. Raises Undecodable, TooLarge."""
+
+
+class Decoder(Protocol):
+    """What knows a format of requests, of which the metrics of some names are wanted."""
+
+    def parse(self, encoded: bytes, wanted: frozenset[str], /) -> ExportMetricsServiceRequest:
+        """Raises Undecodable, TooLarge."""
+
+    def decoded_bytes(self, encoded: bytes, wanted: frozenset[str], /) -> int:
+        """An upper estimate of what it takes. Raises Undecodable, TooLarge."""
+
 
 log = structlog.get_logger()
 
@@ -40,6 +51,7 @@ class Exports(ThreadPoolExecutor):
 
     def __init__(self, workers: int, waiting_max: int) -> None:
         super().__init__(workers, thread_name_prefix="export")
+        self.workers = workers
         self._limit = workers + waiting_max
         self.in_hand = 0
         """Exports that wait or are worked on."""
@@ -74,7 +86,8 @@ class Receiver:
         self.security = security
         self.max_message_bytes = max_message_bytes
         self.bridge: Bridge | None = None
-        self._large = threading.Lock()
+        self.turns = Turns(max(1, exports.workers // 2))
+        self._inflating = threading.Lock()
         self.why_not = "the store has not answered yet"
 
     def admit(self, authorization: str | None) -> None:
@@ -82,17 +95,24 @@ class Receiver:
         self.security.check(authorization)
         self.exports.check()
 
+    def inflated(self, compressed: bytes) -> bytes:
+        """What gzip holds; of large ones one at a time. Raises Undecodable, TooLarge."""
+        large = max(len(compressed), said_bytes(compressed)) > SMALL_BYTES
+        with self._inflating if large else nullcontext():
+            return gunzip(compressed, self.max_message_bytes)
+
     def export(
-        self, encoded: bytes, decode: Decode, transport: str
+        self, encoded: bytes, decoder: Decoder, transport: str
     ) -> ExportMetricsServiceResponse:
         """Store what the request holds, and say what of it was not. Raises what status_of tells."""
         start = time.perf_counter()
         bridge = self.bridge
         if bridge is None:
             raise StoreUnavailable(self.why_not)
-        with self._large if len(encoded) > LARGE_BYTES else nullcontext():
-            request = decode(encoded, bridge.metrics)
-        outcome = bridge.export(request)
+        wanted = bridge.metrics
+        with self.turns.of(decoder.decoded_bytes(encoded, wanted)):
+            converted = bridge.convert(decoder.parse(encoded, wanted))
+        outcome = bridge.store(converted)
         _count(outcome)
         metrics.EXPORT_SECONDS.labels(transport).observe(time.perf_counter() - start)
         return _response(outcome)

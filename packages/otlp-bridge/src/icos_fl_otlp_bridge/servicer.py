@@ -13,8 +13,7 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
 )
 
 from icos_fl_otlp_bridge import envelope, metrics
-from icos_fl_otlp_bridge.inflate import gunzip
-from icos_fl_otlp_bridge.receiver import REQUEST_SECONDS_MAX, Receiver
+from icos_fl_otlp_bridge.receiver import CONNECTIONS_MAX, REQUEST_SECONDS_MAX, Receiver
 from icos_fl_otlp_bridge.status import status_of
 
 SERVICE: str = metrics_service_pb2.DESCRIPTOR.services_by_name["MetricsService"].full_name
@@ -36,6 +35,9 @@ def server_options(max_message_bytes: int) -> list[tuple[str, int]]:
         ("grpc.max_receive_message_length", max_message_bytes),
         ("grpc.per_message_decompression", 0),
         ("grpc.compression_enabled_algorithms_bitset", _NONE_AND_GZIP),
+        ("grpc.max_allowed_incoming_connections", CONNECTIONS_MAX),
+        # A window that grows with the line would hold megabytes of each call that waits, unread.
+        ("grpc.http2.bdp_probe", 0),
         ("grpc.so_reuseport", 0),  # else a second server would share the port unnoticed
         # A peer that is gone without a word must not keep a worker waiting for its message.
         ("grpc.keepalive_time_ms", 30_000),
@@ -57,8 +59,8 @@ class MetricsServicer(grpc.GenericRpcHandler):
         """Calls in which a worker waits for the message, and since when."""
 
         def export(messages: Iterator[bytes], context: grpc.ServicerContext) -> Any:
-            serialized = self._message(messages, context)
-            return self._answer(context, lambda: self._export(serialized))
+            held = [self._message(messages, context)]
+            return self._answer(context, lambda: self._export(held.pop()))
 
         # Exports wait for each other, but health does not wait for exports.
         export.experimental_thread_pool = receiver.exports  # type: ignore[attr-defined]
@@ -106,8 +108,8 @@ class MetricsServicer(grpc.GenericRpcHandler):
 
     def _export(self, serialized: bytes) -> ExportMetricsServiceResponse:
         if serialized.startswith(_GZIP):
-            serialized = gunzip(serialized, self._receiver.max_message_bytes)
-        return self._receiver.export(serialized, envelope.parse, TRANSPORT)
+            serialized = self._receiver.inflated(serialized)
+        return self._receiver.export(serialized, envelope, TRANSPORT)
 
     def _answer(
         self, context: grpc.ServicerContext, export: Callable[[], ExportMetricsServiceResponse]
