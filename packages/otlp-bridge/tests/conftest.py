@@ -3,6 +3,7 @@
 import gzip
 import http.client
 import json
+import socket
 import ssl
 import time
 from collections.abc import Callable, Iterator
@@ -139,6 +140,11 @@ class Answer:
         return self.message(status_pb2.Status)
 
 
+def _answer(response: http.client.HTTPResponse) -> Answer:
+    headers = {name.lower(): value for name, value in response.getheaders()}
+    return Answer(response.status, headers, response.read())
+
+
 @dataclass
 class Running:
     """A bridge, and channels to it."""
@@ -185,11 +191,18 @@ class Running:
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         try:
             connection.request(method, path, body, {"content-type": content_type, **named})
-            answer = connection.getresponse()
-            found = {name.lower(): value for name, value in answer.getheaders()}
-            return Answer(answer.status, found, answer.read())
+            return _answer(connection.getresponse())
         finally:
             connection.close()
+
+    def raw(self, sent: bytes) -> Answer:
+        """What comes back on a connection of its own."""
+        address = ("127.0.0.1", self.server.http_port)
+        with socket.create_connection(address, timeout=20) as connection:
+            connection.sendall(sent)
+            response = http.client.HTTPResponse(connection)
+            response.begin()
+            return _answer(response)
 
     def post(self, export: Export, content_type: str = PROTOBUF, **headers: str) -> Answer:
         """An export over HTTP, compressed if a content_encoding says so."""

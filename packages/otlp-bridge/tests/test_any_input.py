@@ -1,22 +1,32 @@
 """Whatever comes, the answer is one that an exporter understands, and nothing false is stored."""
 
 import gzip
+import http.client
 import json
 import math
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
+import grpc
 import pytest
 from google.protobuf import json_format
+from google.rpc import status_pb2
+from grpc_status import rpc_status
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from icos_fl_otlp_bridge import envelope, json_request
+from icos_fl_otlp_bridge import Server, envelope, json_request
 from icos_fl_otlp_bridge.bridge import Bridge, Outcome
 from icos_fl_otlp_bridge.config import BridgeConfig
 from icos_fl_otlp_bridge.errors import TooLarge, Undecodable
 from icos_fl_otlp_bridge.inflate import gunzip
 from icos_fl_timeseries_store import MemoryStore
-from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
+    ExportMetricsServiceRequest,
+    ExportMetricsServiceResponse,
+)
 from opentelemetry.proto.metrics.v1.metrics_pb2 import Metric
+from prometheus_client import REGISTRY
 
 SECOND = 1_000_000_000
 START = 1_699_999_998 * SECOND
@@ -125,8 +135,7 @@ def stored(store: MemoryStore) -> dict[str, Any]:
 def test_every_point_is_taken_or_rejected_and_only_finite_values_are_stored(request_):
     store = MemoryStore()
     outcome = export(Bridge(CONFIG, store), request_)
-    # A distribution in which nothing was observed is neither.
-    assert outcome.points + outcome.rejected.total() <= wanted_points(request_)
+    assert outcome.points + outcome.rejected.total() == wanted_points(request_)
     if not outcome.rejected and not outcome.without_rate:
         assert bool(outcome.rows) == bool(outcome.points)
     for node in store.nodes():
@@ -224,3 +233,127 @@ def test_gzip_that_is_cut_is_undecodable(data, draw):
     compressed = gzip.compress(data)
     with pytest.raises(Undecodable):
         gunzip(compressed[: draw.draw(st.integers(0, len(compressed) - 1))], 2000)
+
+
+EXPORT = "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export"
+PROTOBUF, JSON = "application/x-protobuf", "application/json"
+
+
+@dataclass
+class Wire:
+    """A bridge that listens, and connections to it."""
+
+    store: MemoryStore
+    channel: grpc.Channel
+    connection: http.client.HTTPConnection
+
+
+@pytest.fixture(scope="module")
+def wire() -> Iterator[Wire]:
+    store = MemoryStore()
+    server = Server(CONFIG, lambda: store, "127.0.0.1:0", http_listen_address="127.0.0.1:0")
+    server.start()
+    assert server.http_port is not None
+    connection = http.client.HTTPConnection("127.0.0.1", server.http_port, timeout=20)
+    with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        while told(Wire(store, channel, connection), Sent("grpc", b""))[0] == "UNAVAILABLE":
+            pass  # the store has not been asked yet
+        yield Wire(store, channel, connection)
+    connection.close()
+    server.stop(0)
+
+
+@dataclass(frozen=True)
+class Sent:
+    """What an exporter puts on the wire."""
+
+    transport: str
+    body: bytes
+    content_type: str = PROTOBUF
+    encoding: str = "identity"
+    request: ExportMetricsServiceRequest | None = None
+    """What it means; None if that is anybody's guess."""
+
+
+def told(wire: Wire, sent: Sent) -> tuple[str, Any]:
+    """The code or status of the answer, and the message that came with it."""
+    if sent.transport == "grpc":
+        try:
+            answer = wire.channel.unary_unary(
+                EXPORT, response_deserializer=ExportMetricsServiceResponse.FromString
+            )(sent.body, timeout=20)
+        except grpc.RpcError as error:
+            return error.code().name, rpc_status.from_call(error)
+        return "OK", answer
+    headers = {"content-type": sent.content_type, "content-encoding": sent.encoding}
+    wire.connection.request("POST", "/v1/metrics", sent.body, headers)
+    response = wire.connection.getresponse()
+    kind = ExportMetricsServiceResponse if response.status == 200 else status_pb2.Status
+    body = response.read()
+    # In the request's type, if that is one of the two.
+    if sent.content_type.startswith(JSON):
+        assert response.headers["content-type"] == JSON
+        return str(response.status), json_format.Parse(body, kind())
+    assert response.headers["content-type"] == PROTOBUF
+    return str(response.status), kind.FromString(body)
+
+
+@st.composite
+def valid(draw: Any) -> Sent:
+    request = draw(requests())
+    transport = draw(st.sampled_from(["grpc", "http", "http+json"]))
+    body = request.SerializeToString()
+    if transport == "http+json":
+        body = json.dumps(json_format.MessageToDict(request, use_integers_for_enums=True)).encode()
+    gzipped = draw(st.booleans())
+    return Sent(
+        transport.removesuffix("+json"),
+        gzip.compress(body) if gzipped else body,
+        JSON if transport == "http+json" else PROTOBUF,
+        "gzip" if gzipped else "identity",
+        request,
+    )
+
+
+@st.composite
+def broken(draw: Any) -> Sent:
+    sent = draw(valid())
+    body = bytearray(draw(st.just(sent.body) | st.binary(max_size=60)))
+    if body and draw(st.booleans()):
+        del body[draw(st.integers(0, len(body) - 1)) :]
+    if body and draw(st.booleans()):
+        body[draw(st.integers(0, len(body) - 1))] = draw(st.integers(0, 255))
+    content_type = st.just(sent.content_type) | st.sampled_from(
+        [PROTOBUF, JSON, "text/plain", "", "application/json; charset=utf-8"]
+    )
+    encoding = st.just(sent.encoding) | st.sampled_from(["", "gzip", "GZIP", "br", "identity"])
+    return Sent(sent.transport, bytes(body), draw(content_type), draw(encoding))
+
+
+def taken() -> float:
+    return REGISTRY.get_sample_value("icos_fl_bridge_points_taken_total") or 0.0
+
+
+@settings(max_examples=200)
+@given(sent=valid())
+def test_over_the_wire_every_wanted_point_is_taken_or_rejected_and_twice_is_once(wire, sent):
+    before = taken()
+    code, first = told(wire, sent)
+    assert code in ("OK", "200")
+    rejected = first.partial_success.rejected_data_points
+    assert taken() - before + rejected == wanted_points(sent.request)
+    rows = stored(wire.store)
+    _, second = told(wire, sent)
+    assert second.partial_success.rejected_data_points == rejected
+    assert stored(wire.store) == rows
+
+
+@settings(max_examples=400)
+@given(sent=broken())
+def test_over_the_wire_whatever_is_sent_has_an_answer_that_the_specification_knows(wire, sent):
+    code, message = told(wire, sent)
+    assert code in ("OK", "INVALID_ARGUMENT", "200", "400", "413", "415")
+    if code not in ("OK", "200"):
+        assert message.message
+    again, _ = told(wire, sent)
+    assert again == code

@@ -9,7 +9,7 @@ import pytest
 from google.protobuf import json_format
 from google.rpc import code_pb2
 from google.rpc.error_details_pb2 import BadRequest, RetryInfo
-from icos_fl_otlp_bridge import ListenError, Server, default_config
+from icos_fl_otlp_bridge import ListenError, Server, default_config, http_server
 from icos_fl_timeseries_store import MemoryStore
 
 POWER = "scaph_host_power_microwatts"
@@ -112,6 +112,41 @@ def test_what_is_no_export_has_a_status_too(bridge, change, status):
     answer = bridge.request(b"", **change)
     assert answer.status == status
     assert answer.refusal.message
+
+
+POST = b"POST /v1/metrics HTTP/1.1\r\nhost: x\r\ncontent-type: %s\r\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "content_type"),
+    [
+        (b"no HTTP\r\n\r\n", PROTOBUF),
+        (b"GET  / HTTP/1.1\r\nhost: x\r\n\r\n", PROTOBUF),
+        (b"GET / HTTP/1.1\r\n\r\n", PROTOBUF),  # no host
+        (POST % JSON.encode() + b"x: " + b"a" * 200_000, PROTOBUF),
+        (POST % JSON.encode() + b"content-length: x\r\n\r\n", PROTOBUF),
+        (POST % JSON.encode() + b"transfer-encoding: chunked\r\n\r\nx\r\n", JSON),
+        (POST % PROTOBUF.encode() + b"transfer-encoding: chunked\r\n\r\n-1\r\n", PROTOBUF),
+    ],
+    ids=lambda value: value[-40:],
+)
+def test_what_is_no_http_has_a_status_too(bridge, text, content_type):
+    answer = bridge.raw(text)
+    assert (answer.status, answer.headers["content-type"]) == (400, content_type)
+    assert answer.headers["connection"] == "close"
+    assert answer.refusal.code == code_pb2.INVALID_ARGUMENT
+    assert answer.refusal.message
+
+
+def test_more_connections_than_the_limit_are_503_with_a_status(bridge, monkeypatch):
+    monkeypatch.setattr(http_server, "CONNECTIONS_MAX", 1)
+    first = http.client.HTTPConnection("127.0.0.1", bridge.server.http_port, timeout=20)
+    first.request("GET", "/")
+    first.getresponse().read()
+    answer = bridge.raw(b"")
+    first.close()
+    assert (answer.status, answer.headers["retry-after"]) == (503, "5")
+    assert answer.refusal.message == "there are 1 connections, which is the limit"
 
 
 @TYPES

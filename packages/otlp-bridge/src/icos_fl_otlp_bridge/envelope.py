@@ -24,8 +24,8 @@ _POINT_BYTES: Final = 512
 _MESSAGE_BYTES: Final = 160
 _COPIES: Final = 6
 """Of a byte of text or of numbers: one character of four bytes makes all others as wide."""
-_PACKED_COPIES: Final = 24
-"""Of a byte of packed integers, which is one of them."""
+_PACKED_COPIES: Final = 64
+"""Of a byte of packed integers, each of which may be that short."""
 
 _NESTED_MAX: Final = 100
 """Messages within messages, as protobuf has it."""

@@ -59,8 +59,8 @@ def _valid(kind: str, point: Any) -> bool:
     if kind == "histogram":
         return _valid_histogram(point)
     if kind == "exponential_histogram":
-        counts = (*point.positive.bucket_counts, *point.negative.bucket_counts)
-        return bool(sum(counts) + point.zero_count == point.count)
+        counted = sum(point.positive.bucket_counts) + sum(point.negative.bucket_counts)
+        return bool(counted + point.zero_count == point.count)
     return all(0 <= pair.quantile <= 1 for pair in point.quantile_values)
 
 
@@ -128,8 +128,9 @@ def _linear(point: HistogramDataPoint) -> Iterator[Bucket]:
 def _exponential(point: ExponentialHistogramDataPoint) -> Iterator[Bucket]:
     """Buckets with observations, by value: (base^i, base^(i + 1)] with base 2^(2^-scale)."""
     step = _exp2(-point.scale)
-    negative = list(enumerate(point.negative.bucket_counts, point.negative.offset))
-    for index, count in reversed(negative):
+    negative = point.negative.bucket_counts
+    for place in reversed(range(len(negative))):
+        index, count = point.negative.offset + place, negative[place]
         if count:
             yield -_exp2((index + 1) * step), -_exp2(index * step), count
     if point.zero_count:
