@@ -53,6 +53,8 @@ for entry in *; do ln -s "$1/$entry" "/proc/$entry"; done
 shift
 exec "$@"
 """
+PATIENCE_SECONDS = 240.0
+"""Of a busy machine; what is waited for comes within 30 s on one that has nothing else to do."""
 POWER = re.compile(r"^scaph_host_power_microwatts(?:\{.*\})? (\d+)$", re.MULTILINE)
 
 
@@ -94,10 +96,10 @@ def process(
         print(f"--- {log.name}\n{log.read_text(errors='replace')[-4000:]}")
 
 
-def wait_until(true: Callable[[], object], seconds: float, what: str) -> None:
-    deadline = time.monotonic() + seconds
+def wait_until(true: Callable[[], object], what: str) -> None:
+    deadline = time.monotonic() + PATIENCE_SECONDS
     while not true():
-        assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"
+        assert time.monotonic() < deadline, f"not within {PATIENCE_SECONDS:g} s: {what}"
         time.sleep(0.2)
 
 
@@ -197,7 +199,7 @@ class Tap:
         """
         self._open = False
         already = self._refused
-        wait_until(lambda: self._refused > already, 60, "the Collector comes and is refused")
+        wait_until(lambda: self._refused > already, "the Collector comes and is refused")
         yield
         self._open = True
 
@@ -277,7 +279,7 @@ class Node:
             Sensor(self.folder / "powercap"),
             process(command, share, self.folder / "scaphandre.log") as scaphandre,
         ):
-            wait_until(lambda: answers(self.scaphandre_port), 60, "Scaphandre listens")
+            wait_until(lambda: answers(self.scaphandre_port), "Scaphandre listens")
             with Tap(self.scaphandre_port) as tap:
                 yield tap, scaphandre
 
@@ -320,9 +322,7 @@ class Node:
 
     def wait_for_rows(self, count: int) -> None:
         """Returns when there are as many rows of power."""
-        wait_until(
-            lambda: len(self.column("power_consumption")) >= count, 120, f"{count} rows of power"
-        )
+        wait_until(lambda: len(self.column("power_consumption")) >= count, f"{count} rows of power")
 
     def newest_s(self, column: str) -> float:
         """Seconds since 1970 of the newest row that has the column; 0 without one."""
@@ -395,22 +395,21 @@ def test_no_row_is_missing_though_the_collector_is_killed_and_the_bridge_is_away
         away_since = time.monotonic()
 
         taken = len(tap.exposed)
-        wait_until(lambda: len(tap.exposed) >= taken + 3, 60, "three scrapes")
+        wait_until(lambda: len(tap.exposed) >= taken + 3, "three scrapes")
         with tap.closed():
             collector.kill()
             collector.wait()
         # What was exposed since the bridge went is on the disk alone now.
         killed_s = time.time()
         collector = parts.enter_context(node.collector(tap))
-        wait_until(lambda: len(tap.exposed) >= taken + 5, 60, "scrapes after the crash")
-        back = away_since + seconds_away
-        wait_until(lambda: time.monotonic() >= back, seconds_away, "the bridge's time away")
+        wait_until(lambda: len(tap.exposed) >= taken + 5, "scrapes after the crash")
+        time.sleep(max(0, away_since + seconds_away - time.monotonic()))
 
         parts.enter_context(node.bridge())
         node.wait_for_rows(len(tap.exposed))
         with tap.closed():
             collector.terminate()
-            assert collector.wait(60) == 0
+            assert collector.wait(PATIENCE_SECONDS) == 0
 
         power = assert_every_scrape_is_a_row(node, tap)
         assert len({watts for _, watts in power}) == len(power)
@@ -434,7 +433,7 @@ def take_over(node: Node, bridge: "subprocess.Popen[bytes]") -> None:
     taken_over = "new configuration taken over"
     before = node.said("bridge", taken_over)
     bridge.send_signal(signal.SIGHUP)
-    wait_until(lambda: node.said("bridge", taken_over) > before, 60, taken_over)
+    wait_until(lambda: node.said("bridge", taken_over) > before, taken_over)
 
 
 @contextlib.contextmanager
@@ -461,7 +460,7 @@ def test_no_row_is_missing_though_certificates_and_tokens_change_in_mid_stream(n
         secrets.accept(TOKEN, NEW_TOKEN)
         take_over(node, bridge)
         secrets.present(NEW_TOKEN)
-        wait_until(lambda: node.said("collector", "refresh token"), 60, "the Collector's new token")
+        wait_until(lambda: node.said("collector", "refresh token"), "the Collector's new token")
         secrets.accept(NEW_TOKEN)
         take_over(node, bridge)
         node.wait_for_rows(len(tap.exposed) + 1)
@@ -469,12 +468,12 @@ def test_no_row_is_missing_though_certificates_and_tokens_change_in_mid_stream(n
             started = node.said("collector", "Everything is ready")
             collector.send_signal(signal.SIGHUP)
             wait_until(
-                lambda: node.said("collector", "Everything is ready") > started, 60, "it is ready"
+                lambda: node.said("collector", "Everything is ready") > started, "it is ready"
             )
         node.wait_for_rows(len(tap.exposed) + 1)
         with tap.closed():
             collector.terminate()
-            assert collector.wait(60) == 0
+            assert collector.wait(PATIENCE_SECONDS) == 0
         assert_every_scrape_is_a_row(node, tap)
 
 
@@ -485,18 +484,17 @@ def test_what_is_measured_under_a_wrong_certificate_is_sent_under_the_right_one(
     secrets.present(TOKEN)
     right = (node.folder / "node-ca.pem").read_bytes()
     trustme.CA().cert_pem.write_to_path(node.folder / "node-ca.pem")
+    hung_up = "error reading server preface"  # the bridge does, on whom it does not know
     with secured(node, secrets) as (tap, bridge, collector):
         wait_until(
-            lambda: tap.exposed and node.said("collector", "Exporting failed. Will retry"),
-            90,
-            "an export under the wrong certificate",
+            lambda: tap.exposed and node.said("collector", hung_up), "the Collector is refused"
         )
         (node.folder / "node-ca.pem").write_bytes(right)
         take_over(node, bridge)
         node.wait_for_rows(len(tap.exposed))
         with tap.closed():
             collector.terminate()
-            assert collector.wait(60) == 0
+            assert collector.wait(PATIENCE_SECONDS) == 0
         assert_every_scrape_is_a_row(node, tap)
 
 
@@ -507,17 +505,17 @@ def test_a_wrong_token_costs_the_batches_that_are_sent_with_it_and_no_other(node
     secrets.present(TOKEN)
     dropped = "Exporting failed. Dropping data."
     with secured(node, secrets) as (tap, _, collector):
-        wait_until(lambda: tap.exposed, 90, "a scrape")
+        wait_until(lambda: tap.exposed, "a scrape")
         # The first may be of a batch that began to be sent before that scrape.
         enough = node.said("collector", dropped) + 2
-        wait_until(lambda: node.said("collector", dropped) >= enough, 90, dropped)
+        wait_until(lambda: node.said("collector", dropped) >= enough, dropped)
         secrets.present(NEW_TOKEN)
-        wait_until(lambda: node.said("collector", "refresh token"), 60, "the Collector's new token")
+        wait_until(lambda: node.said("collector", "refresh token"), "the Collector's new token")
         known = len(tap.exposed)
-        wait_until(lambda: len(tap.exposed) >= known + 2, 60, "two scrapes")
+        wait_until(lambda: len(tap.exposed) >= known + 2, "two scrapes")
         with tap.closed():
             collector.terminate()
-            assert collector.wait(60) == 0
+            assert collector.wait(PATIENCE_SECONDS) == 0
         watts = [microwatts / 1e6 for _, microwatts in tap.exposed]
         rows = [value for _, value in node.column("power_consumption")]
         assert node.said("collector", "Unauthenticated")
@@ -535,16 +533,16 @@ def test_a_full_queue_drops_what_is_newest_and_goes_on_when_there_is_room(node: 
     with contextlib.ExitStack() as parts:
         tap, _ = parts.enter_context(node.power())
         collector = parts.enter_context(node.collector(tap, f"--config={small}"))
-        wait_until(lambda: node.said("collector", full), 120, full)
+        wait_until(lambda: node.said("collector", full), full)
         known = len(tap.exposed)
-        wait_until(lambda: len(tap.exposed) >= known + 2, 60, "two scrapes with a full queue")
+        wait_until(lambda: len(tap.exposed) >= known + 2, "two scrapes with a full queue")
         parts.enter_context(node.bridge())
         node.wait_for_rows(1)
         known = len(tap.exposed)
-        wait_until(lambda: len(tap.exposed) >= known + 2, 60, "two scrapes with room for them")
+        wait_until(lambda: len(tap.exposed) >= known + 2, "two scrapes with room for them")
         with tap.closed():
             collector.terminate()
-            assert collector.wait(60) == 0
+            assert collector.wait(PATIENCE_SECONDS) == 0
 
     watts = [microwatts / 1e6 for _, microwatts in tap.exposed]
     rows = [value for _, value in node.column("power_consumption")]
@@ -587,7 +585,9 @@ def test_the_collector_sends_over_http_as_the_bridges_readme_says(node: Node) ->
     settings = secrets.of_bridge | {"ICOS_FL_BRIDGE_HTTP_LISTEN_ADDRESS": f"127.0.0.1:{http_port}"}
     with node.bridge(settings), process(command, {}, node.folder / "peer.log"):
         with grpc.insecure_channel(f"127.0.0.1:{otlp_port}") as channel:
-            MetricsServiceStub(channel).Export(request, timeout=60, wait_for_ready=True)
+            MetricsServiceStub(channel).Export(
+                request, timeout=PATIENCE_SECONDS, wait_for_ready=True
+            )
         node.wait_for_rows(3)
     assert [value for _, value in node.column("power_consumption")] == [20, 21, 22]
 
@@ -601,17 +601,15 @@ def test_a_node_whose_scaphandre_ends_goes_on_with_cpu_and_memory(node: Node) ->
         scaphandre.kill()
         scaphandre.wait()
         ended_s = time.time()
-        wait_until(
-            lambda: node.newest_s("cpu_usage") > ended_s + 6, 120, "CPU after Scaphandre's end"
-        )
+        wait_until(lambda: node.newest_s("cpu_usage") > ended_s + 6, "CPU after Scaphandre's end")
         assert node.newest_s("memory_usage") > ended_s + 3
         assert node.newest_s("power_consumption") < ended_s + 1
 
 
 def test_a_node_without_power_has_cpu_and_memory(node: Node) -> None:
     with node.bridge(), node.collector():
-        wait_until(lambda: healthy(node), 60, "the Collector's health check")
-        wait_until(lambda: len(node.column("cpu_usage")) >= 2, 60, "two rows of CPU")
+        wait_until(lambda: healthy(node), "the Collector's health check")
+        wait_until(lambda: len(node.column("cpu_usage")) >= 2, "two rows of CPU")
         rows = node.rows()
         assert rows is not None
         assert dict(zip(rows.columns, rows.units, strict=True)) == {
@@ -630,7 +628,7 @@ def test_a_collector_without_a_node_name_does_not_start(programs: dict[str, str]
         env=environment,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE_SECONDS,
     )
     assert ended.returncode != 0
     assert "host.name" in ended.stderr or "resource" in ended.stderr
@@ -647,16 +645,20 @@ def test_up_takes_the_collector_as_its_source(programs: dict[str, str], tmp_path
         )
     try:
         rows_came = re.compile(r"^window of \S+: [1-9]\d* of", re.MULTILINE)
-        wait_until(lambda: rows_came.search(output.read_text()), 240, "rows")
+        wait_until(lambda: rows_came.search(output.read_text()), "rows")
         ended = subprocess.run(
-            icos_fl("status", "--json"), cwd=tmp_path, capture_output=True, text=True, timeout=120
+            icos_fl("status", "--json"),
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_SECONDS,
         )
         found = json.loads(ended.stdout)
         assert found["source"] == "collector"
         assert found["components"]["collector"]["up"]
         assert any(found["rows"].values())
         up.send_signal(signal.SIGINT)
-        assert up.wait(120) == 130
+        assert up.wait(PATIENCE_SECONDS) == 130
     finally:
         up.kill()
         up.wait()
