@@ -1,9 +1,12 @@
 """The bridge in its own process and real dataClay, which is killed and started again."""
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
+import threading
+import urllib.request
 from collections.abc import Iterator
 
 import grpc
@@ -32,27 +35,41 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StoreProcesses]:
         yield running
 
 
-@pytest.fixture(scope="module")
-def bridge_process(store: StoreProcesses) -> Iterator[tuple[subprocess.Popen[bytes], grpc.Channel]]:
-    """A bridge that serves, and a channel to it."""
+@contextlib.contextmanager
+def running_bridge(
+    store: StoreProcesses, **settings: str
+) -> Iterator[tuple[subprocess.Popen[bytes], grpc.Channel]]:
+    """A bridge that serves, and a channel to it; it must end well unless the block ends it."""
     address = f"127.0.0.1:{free_port()}"
-    environment = {
-        "ICOS_FL_BRIDGE_LISTEN_ADDRESS": address,
-        "ICOS_FL_BRIDGE_STORE__PORT": str(store.settings.port),
-        "ICOS_FL_BRIDGE_STORE__TIMEOUT_SECONDS": "3",
-    }
+    environment = {"LISTEN_ADDRESS": address, "STORE__PORT": str(store.settings.port), **settings}
     process = subprocess.Popen(
-        tied(sys.executable, "-m", "icos_fl_otlp_bridge"), env={**os.environ, **environment}
+        tied(sys.executable, "-m", "icos_fl_otlp_bridge"),
+        env=os.environ | {f"ICOS_FL_BRIDGE_{name}": value for name, value in environment.items()},
     )
     try:
         with grpc.insecure_channel(address) as channel:
             wait_for_health(channel, SERVING)
             yield process, channel
-        process.terminate()
-        assert process.wait(30) == 0
+        if process.poll() is None:
+            process.terminate()
+            assert process.wait(30) == 0
     finally:
         process.kill()
         process.wait()
+
+
+@pytest.fixture(scope="module")
+def metrics_port() -> int:
+    return free_port()
+
+
+@pytest.fixture(scope="module")
+def bridge_process(
+    store: StoreProcesses, metrics_port: int
+) -> Iterator[tuple[subprocess.Popen[bytes], grpc.Channel]]:
+    metrics = f"127.0.0.1:{metrics_port}"
+    with running_bridge(store, STORE__TIMEOUT_SECONDS="3", METRICS_ADDRESS=metrics) as running:
+        yield running
 
 
 @pytest.fixture(scope="module")
@@ -144,15 +161,78 @@ def test_a_killed_store_is_unavailable_until_it_is_back(bridge, store):
     for service in reversed(SERVICES):
         store.processes[service].kill()
         store.processes[service].wait()
-    stub = MetricsServiceStub(bridge)  # type: ignore[no-untyped-call]
-    with pytest.raises(grpc.RpcError) as refused:
-        stub.Export(scrapes("e", 1.0, 2.0), timeout=30)
-    assert refused.value.code() == grpc.StatusCode.UNAVAILABLE
-    (detail,) = rpc_status.from_call(refused.value).details
-    assert detail.Is(RetryInfo.DESCRIPTOR)
+    refusal(bridge, scrapes("e", 1.0, 2.0))
     wait_for_health(bridge, NOT_SERVING)
     for service in SERVICES:
         store.start(service)
     wait_for_health(bridge, SERVING)
     export(bridge, scrapes("e", 1.0, 2.0))
     np.testing.assert_array_equal(read(store.settings, "e").values_tf, [[1.0, 2.0], [2.0, 2.0]])
+
+
+def refusal(channel: grpc.Channel, request: pb.ExportMetricsServiceRequest) -> grpc.RpcError:
+    """The error of an export that must be sent again."""
+    stub = MetricsServiceStub(channel)  # type: ignore[no-untyped-call]
+    with pytest.raises(grpc.RpcError) as refused:
+        stub.Export(request, timeout=30)
+    assert refused.value.code() == grpc.StatusCode.UNAVAILABLE
+    (detail,) = rpc_status.from_call(refused.value).details
+    assert detail.Is(RetryInfo.DESCRIPTOR)
+    return refused.value
+
+
+def test_a_damaged_window_is_told_and_only_its_own_node_waits_for_the_repair(
+    bridge, store, metrics_port
+):
+    export(bridge, scrapes("damaged", 1.0, 2.0))
+    backend = store.processes["backend"]
+    backend.kill()
+    backend.wait()
+    path = store.folder / "objects" / "windows" / "damaged.state"
+    content = bytearray(path.read_bytes())
+    content[content.rindex(np.float64(1.0).tobytes())] ^= 1
+    path.write_bytes(content)
+    wait_for_health(bridge, NOT_SERVING)
+    store.start("backend")
+    wait_for_health(bridge, SERVING)
+    request = scrapes("damaged", 1.0, 2.0, 3.0)
+    request.MergeFrom(scrapes("whole", 7.0))
+    assert str(path) in refusal(bridge, request).details()
+    np.testing.assert_array_equal(read(store.settings, "whole").values_tf, [[7.0, 2.0]])
+    with urllib.request.urlopen(f"http://127.0.0.1:{metrics_port}/metrics") as answer:
+        metrics = answer.read().decode()
+    assert 'icos_fl_bridge_store_errors_total{reason="damaged"} 1.0' in metrics
+    health = health_pb2_grpc.HealthStub(bridge).Check(health_pb2.HealthCheckRequest(), timeout=20)
+    assert health.status == SERVING
+    with connect(store.settings) as connected:
+        connected.repair("damaged")
+    export(bridge, request)
+    powers = read(store.settings, "damaged").values_tf[:, 0].tolist()
+    assert powers == [1.0, 2.0, 3.0]
+
+
+ATTEMPT_SECONDS = 5.0
+"""An exporter's."""
+
+
+def test_case_4_a_batch_comes_three_times_from_a_slow_store_and_over_a_restart(store):
+    batch = scrapes("slow", *(float(number) for number in range(60)))
+    backend = store.processes["backend"]
+    with running_bridge(store) as (process, channel):
+        stub = MetricsServiceStub(channel)  # type: ignore[no-untyped-call]
+        backend.send_signal(signal.SIGSTOP)
+        answers = threading.Timer(ATTEMPT_SECONDS + 1, backend.send_signal, [signal.SIGCONT])
+        answers.start()
+        with pytest.raises(grpc.RpcError) as gave_up:
+            stub.Export(batch, timeout=ATTEMPT_SECONDS)
+        assert gave_up.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+        for again in [stub.Export.future(batch, timeout=30) for _ in range(2)]:
+            assert not again.result().HasField("partial_success")
+        answers.join()
+        process.kill()
+        process.wait()
+    with running_bridge(store) as (_, channel):
+        export(channel, batch)
+    rows = read(store.settings, "slow")
+    assert rows.times_ns_t.tolist() == [START + 3 * step * SECOND for step in range(60)]
+    assert rows.values_tf[:, 0].tolist() == [float(number) for number in range(60)]

@@ -97,30 +97,6 @@ def test_case_3_65_mib_are_refused_with_size_and_limit_and_hold_nobody_up(bridge
     assert len(bridge.rows()) == 10
 
 
-def test_case_4_a_slow_store_a_batch_three_times_and_a_restart(run, export, store):
-    go_on = threading.Event()
-    bridge = run()
-    window = store.create_window("a")
-    append = window.append
-
-    def slow(*args: Any) -> Any:
-        assert go_on.wait(60)
-        return append(*args)
-
-    window.append = slow
-    batch = export().gauge(POWER, *((3 * i, i * 1_000_000) for i in range(60)))
-    with pytest.raises(grpc.RpcError) as gave_up:
-        bridge.export_to.Export(batch.request, timeout=0.5)
-    assert gave_up.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
-    twice = [bridge.export_to.Export.future(batch.request, timeout=60) for _ in range(2)]
-    go_on.set()
-    for call in twice:
-        assert not call.result().HasField("partial_success")
-    bridge.server.stop(20)
-    assert not run().export(batch).HasField("partial_success")
-    assert bridge.column("power_consumption") == {3.0 * i: float(i) for i in range(60)}
-
-
 RATE = "columns:\n  c: {sources: [{terms: [{metric: m, rate: true}]}]}\n"
 UNSPECIFIED, DELTA, CUMULATIVE = 0, 1, 2
 

@@ -153,7 +153,7 @@ def test_self_metrics_count_what_was_taken_refused_and_rejected(bridge, export, 
             "rejected": ("points_rejected", {"reason": "no_value"}),
             "rows": ("rows", {}),
             "refused": ("exports_refused", {"transport": "grpc", "code": "UNAVAILABLE"}),
-            "store errors": ("store_errors", {}),
+            "store errors": ("store_errors", {"reason": "unavailable"}),
         }
         return {
             name: REGISTRY.get_sample_value(f"icos_fl_bridge_{sample}_total", labels) or 0

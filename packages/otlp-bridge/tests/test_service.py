@@ -12,7 +12,8 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from grpc_status import rpc_status
 from icos_fl_otlp_bridge import ListenError, Server, default_config
-from icos_fl_timeseries_store import MemoryStore, StoreUnavailable
+from icos_fl_timeseries_store import MemoryStore, StoreDamaged, StoreFull, StoreUnavailable
+from prometheus_client import REGISTRY
 
 POWER = "scaph_host_power_microwatts"
 TOTAL = "scaph_host_memory_total_bytes"
@@ -129,6 +130,44 @@ def test_a_store_that_does_not_answer_is_unavailable_with_a_delay(bridge, export
     assert error.code() == grpc.StatusCode.UNAVAILABLE
     assert "the store at nowhere:1 does not answer" in error.details()
     assert retry_seconds(error) > 0
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"), [(StoreDamaged("a: broken"), "damaged"), (StoreFull("no room"), "full")]
+)
+def test_a_window_that_cannot_be_written_is_told_and_other_nodes_go_on(
+    bridge, export, store, fault, reason
+):
+    def errors() -> float:
+        found = REGISTRY.get_sample_value("icos_fl_bridge_store_errors_total", {"reason": reason})
+        return found or 0.0
+
+    def fail(*_: Any) -> Any:
+        raise fault
+
+    window = store.create_window("a")
+    append, window.append = window.append, fail
+    before = errors()
+    error = bridge.refusal(export("a").gauge(POWER, (0, 1_000_000)))
+    assert (error.code(), error.details()) == (grpc.StatusCode.UNAVAILABLE, str(fault))
+    assert retry_seconds(error) > 0
+    assert errors() == before + 1
+    answer = bridge.health.Check(health_pb2.HealthCheckRequest(), timeout=20)
+    assert answer.status == health_pb2.HealthCheckResponse.SERVING
+    bridge.export(export("b").gauge(POWER, (0, 1_000_000)))
+    window.append = append
+    bridge.export(export("a").gauge(POWER, (0, 1_000_000)))
+    assert bridge.rows("a") == bridge.rows("b") == {0: {"power_consumption": 1.0}}
+
+
+def test_of_one_request_the_nodes_beside_a_damaged_window_are_stored(bridge, export, store):
+    def fail(*_: Any) -> Any:
+        raise StoreDamaged("a: broken")
+
+    store.create_window("a").append = fail
+    batch = export("a").gauge(POWER, (0, 1)).resource("b").gauge(POWER, (0, 1_000_000))
+    assert bridge.refusal(batch).details() == "a: broken"
+    assert bridge.rows("b") == {0: {"power_consumption": 1.0}}
 
 
 def test_what_was_refused_for_now_is_stored_when_it_comes_again(bridge, export, store):

@@ -4,7 +4,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 import structlog
-from icos_fl_timeseries_store import InvalidRows, Store, Window
+from icos_fl_timeseries_store import InvalidRows, Store, StoreDamaged, Window
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 
 from icos_fl_otlp_bridge import rows
@@ -50,8 +50,10 @@ class Bridge:
     def store(self, converted: rows.Converted) -> Outcome:
         """Store rows.
 
-        Raises StoreUnavailable; the same request may then be sent again, whatever of it was stored.
+        Raises StoreUnavailable; the same request may then be sent again, whatever of it was stored:
+        where one node's window is damaged, that is all of the others.
         """
+        damaged: StoreDamaged | None = None
         outcome = Outcome(converted.rejected, converted.without_rate, converted.without_rate)
         if converted.unmatched_resources:
             log.debug("resources for others", count=converted.unmatched_resources)
@@ -72,11 +74,16 @@ class Bridge:
                 log.warning("rows refused", node=node[:NODE_LOG_CHARACTERS], error=reason)
                 outcome.rejected[Reason.INVALID_NODE] += points
                 continue
+            except StoreDamaged as error:
+                damaged = error
+                continue
             # Those too old are the first: rows come in order of time.
             too_old = int(node_rows.points_t[: appended.too_old].sum())
             outcome.rejected[Reason.TOO_OLD] += too_old
             outcome.points += points - too_old
             outcome.rows += appended.added + appended.merged
+        if damaged:
+            raise damaged
         outcome.rejected = +outcome.rejected
         return outcome
 

@@ -12,8 +12,12 @@ POINTS_REJECTED: Final = Counter(
 )
 ROWS: Final = Counter("icos_fl_bridge_rows", "Rows that were stored, or written over")
 STORE_ERRORS: Final = Counter(
-    "icos_fl_bridge_store_errors", "Exports refused for now because the store did not answer"
+    "icos_fl_bridge_store_errors",
+    "Exports refused for now by the store: it does not answer, is full, or a window is damaged",
+    ["reason"],
 )
+for _reason in ("unavailable", "full", "damaged"):
+    STORE_ERRORS.labels(_reason)
 EXPORTS_REFUSED: Final = Counter(
     "icos_fl_bridge_exports_refused",
     "Exports that ended with an error, by transport and status code",

@@ -1,15 +1,19 @@
 """The one place where an error becomes a status. Both transports send the same."""
 
+from typing import Final
+
 import structlog
 from google.protobuf.duration_pb2 import Duration
 from google.rpc import code_pb2, error_details_pb2, status_pb2  # type: ignore[import-untyped]
-from icos_fl_timeseries_store import StoreError
+from icos_fl_timeseries_store import StoreDamaged, StoreError, StoreFull
 
 from icos_fl_otlp_bridge import metrics
 from icos_fl_otlp_bridge.errors import Overloaded, TooLarge, Unauthenticated, Undecodable
 
 RETRY_SECONDS = 5
 MESSAGE_CHARACTERS_MAX = 1_000
+
+_STORE_REASONS: Final[dict[type[StoreError], str]] = {StoreFull: "full", StoreDamaged: "damaged"}
 
 log = structlog.get_logger()
 
@@ -35,8 +39,9 @@ def status_of(error: Exception) -> status_pb2.Status:
         case Overloaded():
             log.debug("export refused for now", error=message)
         case StoreError():
-            metrics.STORE_ERRORS.inc()
-            log.warning("export refused for now", error=message)
+            reason = _STORE_REASONS.get(type(error), "unavailable")
+            metrics.STORE_ERRORS.labels(reason).inc()
+            log.warning("export refused for now", reason=reason, error=message)
         case _:
             log.error("unexpected error in an export", exc_info=error)
             message = "an unexpected error, which the bridge's log tells; send the export again"
