@@ -1,7 +1,7 @@
 """A gRPC server with health that tells the truth, reflection, and an end in time."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
@@ -24,8 +24,9 @@ class GrpcServer:
 
     Health is NOT_SERVING until *ask* returns, whenever it raises, and while shutting down;
     ``why_not`` is the last error of *ask*, of which *expected* are no surprise. *threads* calls are
-    worked on at once, *waiting_max* more wait; gRPC refuses what is above with RESOURCE_EXHAUSTED.
-    Raises ListenError.
+    worked on at once, *waiting_max* more wait, None for any number; gRPC refuses what is above with
+    RESOURCE_EXHAUSTED. *options* are gRPC's. Without *credentials* there is no TLS. Raises
+    ListenError.
     """
 
     def __init__(
@@ -37,9 +38,11 @@ class GrpcServer:
         *,
         expected: type[Exception],
         threads: int,
-        waiting_max: int = 0,
+        waiting_max: int | None = 0,
         receive_bytes_max: int,
         send_bytes_max: int = -1,
+        options: Sequence[tuple[str, int]] = (),
+        credentials: grpc.ServerCredentials | None = None,
     ) -> None:
         self._service = service
         self.stopping = threading.Event()
@@ -50,12 +53,13 @@ class GrpcServer:
         self._probe = Probe(ask, self._set_serving, expected)
         self._server = grpc.server(
             ThreadPoolExecutor(threads, thread_name_prefix="call"),
-            maximum_concurrent_rpcs=threads + waiting_max,
+            maximum_concurrent_rpcs=None if waiting_max is None else threads + waiting_max,
             interceptors=[CallMetrics(service)],
             options=[
                 ("grpc.max_receive_message_length", receive_bytes_max),
                 ("grpc.max_send_message_length", send_bytes_max),
                 ("grpc.so_reuseport", 0),  # else a second server would share the port unnoticed
+                *options,
             ],
         )
         add(self._server)
@@ -63,7 +67,11 @@ class GrpcServer:
         names = (service, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)
         try:
-            self.port: int = self._server.add_insecure_port(listen_address)
+            self.port: int = (
+                self._server.add_secure_port(listen_address, credentials)
+                if credentials
+                else self._server.add_insecure_port(listen_address)
+            )
         except RuntimeError:
             raise ListenError(
                 f"cannot listen on {listen_address}: the port is taken, or the host is not this"
