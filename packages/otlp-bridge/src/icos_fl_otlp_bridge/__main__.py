@@ -5,6 +5,7 @@ import sys
 
 import structlog
 from icos_fl_service import logs
+from icos_fl_service.grpc_server import ListenError
 from icos_fl_service.metrics import Metrics, MetricsAddressError
 from icos_fl_service.settings import load_or_exit
 from icos_fl_service.signals import Signals
@@ -12,7 +13,7 @@ from icos_fl_timeseries_store import connect
 
 from icos_fl_otlp_bridge import metrics
 from icos_fl_otlp_bridge.config import BridgeConfig, default_config, load_config
-from icos_fl_otlp_bridge.errors import ConfigError, ListenError
+from icos_fl_otlp_bridge.errors import ConfigError
 from icos_fl_otlp_bridge.security import Security, load_security
 from icos_fl_otlp_bridge.server import Server
 from icos_fl_otlp_bridge.settings import BridgeSettings

@@ -5,10 +5,6 @@ class ConfigError(Exception):
     """A configuration that cannot be used; a line a fault: file, line, key and what was read."""
 
 
-class ListenError(Exception):
-    """An address that cannot be listened on; the message names it."""
-
-
 class ExportRefused(Exception):
     """Base of what is wrong with a whole export. The store's own errors are a StoreError."""
 

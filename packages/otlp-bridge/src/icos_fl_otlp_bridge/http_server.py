@@ -8,10 +8,11 @@ from collections.abc import Callable
 
 import h11
 import uvicorn
+from icos_fl_service.grpc_server import ListenError
 from starlette.datastructures import Headers
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from icos_fl_otlp_bridge.errors import ListenError, Overloaded, Undecodable
+from icos_fl_otlp_bridge.errors import Overloaded, Undecodable
 from icos_fl_otlp_bridge.http_app import MetricsApp, refusal
 from icos_fl_otlp_bridge.receiver import CONNECTIONS_MAX
 

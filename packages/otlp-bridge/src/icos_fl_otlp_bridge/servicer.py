@@ -25,25 +25,20 @@ _NONE_AND_GZIP: Final = 0b101
 _NO_MESSAGE: Final = b"\xff"
 
 
-def server_options(max_message_bytes: int) -> list[tuple[str, int]]:
-    """What the server needs so that a request arrives here as it was sent.
-
-    gRPC would inflate a message in full before it looks at its size, and parse all of it, and call
-    INTERNAL what it cannot. So messages come as compressed bytes.
-    """
-    return [
-        ("grpc.max_receive_message_length", max_message_bytes),
-        ("grpc.per_message_decompression", 0),
-        ("grpc.compression_enabled_algorithms_bitset", _NONE_AND_GZIP),
-        ("grpc.max_allowed_incoming_connections", CONNECTIONS_MAX),
-        # A window that grows with the line would hold megabytes of each call that waits, unread.
-        ("grpc.http2.bdp_probe", 0),
-        ("grpc.so_reuseport", 0),  # else a second server would share the port unnoticed
-        # A peer that is gone without a word must not keep a worker waiting for its message.
-        ("grpc.keepalive_time_ms", 30_000),
-        ("grpc.keepalive_timeout_ms", 10_000),
-        ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
-    ]
+# gRPC would inflate a message in full before it looks at its size, and parse all of it, and call
+# INTERNAL what it cannot. So messages come as compressed bytes.
+OPTIONS: Final = [
+    ("grpc.per_message_decompression", 0),
+    ("grpc.compression_enabled_algorithms_bitset", _NONE_AND_GZIP),
+    # A peer that is gone without a word must not keep a worker waiting for its message.
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+    ("grpc.max_allowed_incoming_connections", CONNECTIONS_MAX),
+    # A window that grows with the line would hold megabytes of each call that waits, unread.
+    ("grpc.http2.bdp_probe", 0),
+]
+"""What a server needs so that a request arrives here as it was sent, and bounded."""
 
 
 class MetricsServicer(grpc.GenericRpcHandler):
