@@ -1,63 +1,21 @@
 """TLS, node keys, a database, SuperExecs of their own with a secret: as a deployment has it."""
 
-import datetime
-import ipaddress
 import secrets
+import signal
+import ssl
 import time
 from pathlib import Path
 
 import psutil
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
+import trustme
+from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 REGISTRATION_SECONDS = 90
 """Flower refuses a node whose killed predecessor it still takes to be online, about 75 s."""
 
 ACCEPTED = "SuperNode ID:"
-
-
-def pem(key) -> bytes:
-    return key.private_bytes(
-        serialization.Encoding.PEM,
-        serialization.PrivateFormat.PKCS8,
-        serialization.NoEncryption(),
-    )
-
-
-def certificates(folder: Path) -> None:
-    """ca.pem, and server.pem with server.key for localhost and 127.0.0.1."""
-    ca_key = ec.generate_private_key(ec.SECP256R1())
-    ca_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Test CA")])
-    now = datetime.datetime.now(datetime.UTC)
-
-    def certificate(name: x509.Name, key, *extensions) -> x509.Certificate:
-        builder = (
-            x509.CertificateBuilder()
-            .subject_name(name)
-            .issuer_name(ca_name)
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - datetime.timedelta(hours=1))
-            .not_valid_after(now + datetime.timedelta(days=1))
-        )
-        for extension, critical in extensions:
-            builder = builder.add_extension(extension, critical)
-        return builder.sign(ca_key, hashes.SHA256())
-
-    ca = certificate(ca_name, ca_key, (x509.BasicConstraints(ca=True, path_length=None), True))
-    key = ec.generate_private_key(ec.SECP256R1())
-    names = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
-    server = certificate(
-        x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")]),
-        key,
-        (x509.SubjectAlternativeName(names), False),
-    )
-    (folder / "ca.pem").write_bytes(ca.public_bytes(serialization.Encoding.PEM))
-    (folder / "server.pem").write_bytes(server.public_bytes(serialization.Encoding.PEM))
-    (folder / "server.key").write_bytes(pem(key))
 
 
 def node_key(folder: Path, number: int) -> tuple[Path, Path]:
@@ -84,10 +42,12 @@ class Secure:
     """A federation in which every part is a process of its own that must prove who it is."""
 
     def __init__(self, new_federation, a_free_port, folder: Path) -> None:
-        certificates(folder)
+        self._authority = trustme.CA()
+        self._authority.cert_pem.write_to_path(folder / "ca.pem")
         (folder / "secret").write_text(secrets.token_hex(32))
-        self._folder = folder
-        self._ports = {number: a_free_port() for number in (0, 1)}
+        self.folder = folder
+        self.issue()
+        self.ports = {number: a_free_port() for number in (0, 1)}
         self._tls = (
             *("--ssl-certfile", str(folder / "server.pem")),
             *("--ssl-keyfile", str(folder / "server.key")),
@@ -96,7 +56,13 @@ class Secure:
         self._secret = ("--superexec-auth-secret-file", str(folder / "secret"))
         self._isolated = ("--isolation", "process", *self._secret)
         self.federation = new_federation(tls=self._tls, ca=folder / "ca.pem")
-        self._keys = {number: node_key(folder, number) for number in self._ports}
+        self._keys = {number: node_key(folder, number) for number in self.ports}
+
+    def issue(self) -> None:
+        """A new certificate in the servers' files."""
+        issued = self._authority.issue_cert("localhost", "127.0.0.1")
+        issued.cert_chain_pems[0].write_to_path(self.folder / "server.pem")
+        issued.private_key_pem.write_to_path(self.folder / "server.key")
 
     def start(self) -> None:
         self.superlink()
@@ -104,10 +70,10 @@ class Secure:
         for number, (_, public) in self._keys.items():
             self.federation.flwr("supernode", "register", str(public), "local")
             self.supernode(number)
-            self.superexec(f"superexec-{number}", self._ports[number])
+            self.superexec(f"superexec-{number}", self.ports[number])
 
     def superlink(self) -> psutil.Process:
-        database = self._folder / "superlink.db"
+        database = self.folder / "superlink.db"
         return self.federation.superlink(
             "--enable-supernode-auth", "--database", str(database), *self._isolated
         )
@@ -117,7 +83,7 @@ class Secure:
         return self.federation.supernode(
             number,
             *("--auth-supernode-private-key", key, *self._tls, *self._isolated),
-            port=self._ports[number],
+            port=self.ports[number],
             wait=wait,
         )
 
@@ -125,7 +91,7 @@ class Secure:
         return self.federation.superexec(name, port, *self.federation.trust, *self._secret)
 
     def node_superexec(self, number: int) -> psutil.Process:
-        return self.superexec(f"superexec-{number}", self._ports[number])
+        return self.superexec(f"superexec-{number}", self.ports[number])
 
 
 @pytest.fixture(scope="module")
@@ -175,6 +141,35 @@ def test_a_superlink_killed_in_mid_run_and_restarted_completes_the_run(secure, w
     print(f"\ncompleted {time.monotonic() - killed:.1f} s after; a round:", facts[1]["seconds"])
     assert [fact["replied"] for fact in facts] == [[0, 1]] * 4
     wait_until(lambda: run.status() == "finished:completed", 30, federation.logs)
+
+
+def test_a_renewed_certificate_is_shown_after_sighup_and_a_broken_one_never(secure, wait_until):
+    federation, folder = secure.federation, secure.folder
+    processes = {"superlink": federation.port, "supernode-0": secure.ports[0]}
+    run = federation.run({2: {"hold": True}}, rounds=3)
+    run.round(1)
+    key = (folder / "server.key").read_bytes()
+
+    def shown(port: int) -> bytes:
+        pem = ssl.get_server_certificate(("127.0.0.1", port), ca_certs=str(folder / "ca.pem"))
+        return ssl.PEM_cert_to_DER_cert(pem)
+
+    def told(text: str) -> bool:
+        for name in processes:
+            federation.processes[name].send_signal(signal.SIGHUP)
+        return all(text in federation.log(name) for name in processes)
+
+    old = {port: shown(port) for port in processes.values()}
+    secure.issue()
+    (folder / "server.key").write_bytes(key)  # does not fit
+    wait_until(lambda: told("The old certificate goes on"), 10, federation.logs)
+    assert {port: shown(port) for port in processes.values()} == old
+    secure.issue()
+    new = ssl.PEM_cert_to_DER_cert((folder / "server.pem").read_text())
+    wait_until(lambda: told("New connections get the certificate"), 10, federation.logs)
+    assert {port: shown(port) for port in processes.values()} == dict.fromkeys(old, new)
+    run.let_go(2)
+    assert [fact["replied"] for fact in run.end()] == [[0, 1]] * 3
 
 
 @pytest.mark.slow
