@@ -1,7 +1,11 @@
-"""``icos-fl``: the single-node deployment of ICOS-FL on this machine."""
+"""``icos-fl``: deployments of ICOS-FL.
+
+What needs more than the base install is imported by the command that needs it.
+"""
 
 import argparse
 import contextlib
+import importlib.util
 import json
 import os
 import signal
@@ -9,27 +13,45 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeAlias
 
-from icos_fl_local import doctor, guard
 from icos_fl_local.errors import Interrupted, LocalError, UsageError
 from icos_fl_local.state import DEFAULT, StateFolder
+
+_Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def main() -> None:
     """Run the command line; exits with its status."""
     arguments = _parser().parse_args()
-    if arguments.command == "up":
-        # Forks, so before anything that starts a thread.
-        status = guard.run_guarded(lambda: _finish(_up, arguments), keep=arguments.keep)
-    elif arguments.command == "train":
-        status = guard.run_guarded(lambda: _finish(_train, arguments))
-    elif arguments.command == "simulate":
-        status = _finish(_guarded_simulate, arguments)
+    if arguments.command in _LIGHT:
+        status = _finish(_LIGHT[arguments.command], arguments)
+    elif importlib.util.find_spec(_LOCAL) is None:
+        print(
+            f"icos-fl: {arguments.command} is about services on this machine, and they are not "
+            "installed: pip install 'icos-fl[local]'",
+            file=sys.stderr,
+        )
+        status = 1
     else:
-        status = _finish(_COMMANDS[arguments.command], arguments)
+        status = _run_local(arguments)
     with contextlib.suppress(OSError):
         sys.stdout.flush()
     sys.exit(status)
+
+
+def _run_local(arguments: argparse.Namespace) -> int:
+    """A command about a deployment on this machine."""
+    from icos_fl_local import guard
+
+    if arguments.command == "up":
+        # Forks, so before anything that starts a thread.
+        return guard.run_guarded(lambda: _finish(_up, arguments), keep=arguments.keep)
+    if arguments.command == "train":
+        return guard.run_guarded(lambda: _finish(_train, arguments))
+    if arguments.command == "simulate":
+        return _finish(_guarded_simulate, arguments)
+    return _finish(_COMMANDS[arguments.command], arguments)
 
 
 def _finish(command: Callable[[argparse.Namespace], int], arguments: argparse.Namespace) -> int:
@@ -93,6 +115,7 @@ def _up(arguments: argparse.Namespace) -> int:
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
+    from icos_fl_local import doctor
     from icos_fl_local.deployment import parse_ports
 
     checks = doctor.examine(arguments.state_dir, parse_ports(arguments.port))
@@ -161,11 +184,28 @@ def _down(arguments: argparse.Namespace) -> int:
     return commands.down(StateFolder(arguments.state_dir))
 
 
+def _certs(arguments: argparse.Namespace) -> int:
+    from icos_fl_local import certs
+
+    folder, what = arguments.folder, arguments.what
+    if what == "show":
+        return certs.show(folder, as_json=arguments.json)
+    days, uid = arguments.days, arguments.uid
+    if what == "renew":
+        lines = certs.renew(folder, days, uid, also_good=arguments.all)
+    else:
+        lines = certs.make(folder, what, arguments.name, arguments.client, days, uid)
+    print("\n".join(lines))
+    return 0
+
+
 def _guarded_simulate(arguments: argparse.Namespace) -> int:
     """The guard removes what Ray kept, even if the launcher was killed.
 
     Below /tmp whatever TMPDIR is: Ray's sockets are there, whose paths may have 107 bytes.
     """
+    from icos_fl_local import guard
+
     with tempfile.TemporaryDirectory(
         prefix="icos-fl-ray-",
         dir="/tmp",
@@ -207,6 +247,12 @@ The same ServerApp and ClientApp as in a deployment, on Flower's simulation runt
 nodes over recorded traces. One setting gives seconds a round, peak memory, loss a round, and the
 error of each metric against that of the last value; a sweep gives a table with a row a setting,
 best first. --out gets results.csv and results.json."""
+
+_LOCAL = "icos_fl_timeseries_store"
+"""Comes with the extra ``local``, as all other services do."""
+
+_LIGHT: dict[str, Callable[[argparse.Namespace], int]] = {"certs": _certs}
+"""What the base install can do."""
 
 _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "doctor": _doctor,
@@ -330,7 +376,52 @@ def _parser() -> argparse.ArgumentParser:
     logs.add_argument("component", nargs="?", metavar="COMPONENT")
     logs.add_argument("-f", "--follow", action="store_true", help="go on as lines come")
     add("down", "stop everything")
+    _add_certs(commands)
     return parser
+
+
+def _add_certs(commands: _Commands) -> None:
+    text = "a certificate authority in a folder, and the certificates that it signs"
+    whats = commands.add_parser("certs", help=text, description=text).add_subparsers(
+        dest="what", required=True, metavar="WHAT"
+    )
+
+    def add(name: str, text: str) -> argparse.ArgumentParser:
+        what = whats.add_parser(name, help=text, description=text)
+        what.add_argument(
+            "--folder", type=Path, default=Path("certs"), metavar="DIR",
+            help="where they are (default: %(default)s)",
+        )  # fmt: skip
+        return what
+
+    def add_making(name: str, text: str) -> argparse.ArgumentParser:
+        what = add(name, text)
+        what.add_argument(
+            "--days", type=int, default=365, metavar="N",
+            help="how long a certificate is good for (default: %(default)s)",
+        )  # fmt: skip
+        what.add_argument(
+            "--uid", type=int, default=-1, metavar="UID",
+            help="owner of all but the authority's files, such as 10001 for our images "
+            "(default: who runs this)",
+        )  # fmt: skip
+        return what
+
+    for deployment in ("controller", "node"):
+        make = add_making(deployment, f"make what a {deployment} needs, and renew what is due")
+        make.add_argument(
+            "--name", action="append", default=[], metavar="NAME",
+            help="DNS name or IP address by which other machines reach this one; may be given "
+            "again (default: the names that the certificates have)",
+        )  # fmt: skip
+        make.add_argument(
+            "--client", action="append", default=[], metavar="CLIENT",
+            help="another client that gets a certificate; may be given again",
+        )  # fmt: skip
+    renew = add_making("renew", "renew what is in the last third of its time, for the same names")
+    renew.add_argument("--all", action="store_true", help="renew all of them now")
+    show = add("show", "names and expiry; exit status 1 if one is due or of no use")
+    show.add_argument("--json", action="store_true", help="print JSON on standard output")
 
 
 if __name__ == "__main__":
