@@ -10,6 +10,7 @@ from typing import Any
 
 from flwr.supercore.constant import ExecutorType
 
+from icos_fl_warm_runtime.certificates import renew_at_sighup
 from icos_fl_warm_runtime.flower.nodestate import node_state_factory
 from icos_fl_warm_runtime.long_poll import TASK, LongPoll, Waits
 from icos_fl_warm_runtime.pace import Pace
@@ -36,6 +37,7 @@ def warm_superlink(starter: Starter | None) -> None:
     _hold_requests("flwr.superlink.main", Waits())
     if starter:
         _start_superexec_by("flwr.superlink.cli.flower_superlink", starter())
+    renew_at_sighup()
     # A hundred lines a round that say that all is well would fill a disk in months.
     logging.getLogger("uvicorn.access").addFilter(_is_bad_news)
 
@@ -51,6 +53,7 @@ def warm_supernode(starter: Starter | None) -> None:
     _hold_requests("flwr.supernode.main", waits)
     if starter:
         _start_superexec_by("flwr.supernode.start_client_internal", starter())
+    renew_at_sighup()
     client: Any = import_module("flwr.supernode.start_client_internal")
     client.http_request_response = _asking_again(client.http_request_response, waits)
     command: Any = import_module("flwr.supernode.cli.flower_supernode")
