@@ -1,4 +1,4 @@
-"""``icos-fl-server check FILE``: is a run configuration one that the ServerApp takes?"""
+"""``icos-fl-server``: what a controller does beside its SuperLink."""
 
 import argparse
 import sys
@@ -11,12 +11,19 @@ from icos_fl_server.settings import parse
 
 
 def main() -> None:
-    """Exit with 0, or with 2 and one line on standard error."""
-    parser = argparse.ArgumentParser(prog="icos-fl-server", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    check = commands.add_parser("check", help="check a run configuration without running it")
-    check.add_argument("file", type=Path, help="TOML, as flwr run --run-config takes it")
-    file: Path = parser.parse_args().file
+    """Exit with 0, or with one line on standard error and 1, or 2 for what cannot be used."""
+    arguments = _parser().parse_args()
+    if arguments.command == "check":
+        _check(arguments.file)
+    elif arguments.command == "enrolment":
+        from icos_fl_server.enrolment.service import serve
+
+        serve()
+    else:
+        _node(arguments)
+
+
+def _check(file: Path) -> None:
     try:
         config = parse(tomllib.loads(file.read_text(encoding="utf-8")))
         if config.resume:
@@ -24,6 +31,47 @@ def main() -> None:
     except (ServerError, OSError, ValueError) as error:
         print(error, file=sys.stderr)
         sys.exit(2)
+
+
+def _node(arguments: argparse.Namespace) -> None:
+    from icos_fl_service.settings import load_or_exit
+    from icos_fl_timeseries_store import InvalidRows
+
+    from icos_fl_server.enrolment import commands
+    from icos_fl_server.enrolment.refusals import Refused
+    from icos_fl_server.enrolment.settings import EnrolmentSettings
+
+    settings = load_or_exit(EnrolmentSettings)
+    try:
+        if arguments.what == "invite":
+            commands.invite(settings, arguments.name, arguments.hours)
+        elif arguments.what == "list":
+            commands.show(settings, as_json=arguments.json)
+        else:
+            commands.remove(settings, arguments.name)
+    except (ServerError, Refused, InvalidRows, OSError) as error:
+        sys.exit(f"icos-fl-server: {error}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="icos-fl-server", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    check = commands.add_parser("check", help="check a run configuration without running it")
+    check.add_argument("file", type=Path, help="TOML, as flwr run --run-config takes it")
+    commands.add_parser("enrolment", help="take in nodes that were invited, until SIGTERM")
+    whats = commands.add_parser("node", help="who may take part").add_subparsers(
+        dest="what", required=True, metavar="WHAT"
+    )
+    invite = whats.add_parser("invite", help="print an invitation, good for one key")
+    invite.add_argument("name", metavar="NAME")
+    invite.add_argument(
+        "--hours", type=float, default=24.0, help="until it expires (default: %(default)g)"
+    )
+    show = whats.add_parser("list", help="nodes and invitations")
+    show.add_argument("--json", action="store_true", help="print JSON on standard output")
+    remove = whats.add_parser("remove", help="let a node in no more")
+    remove.add_argument("name", metavar="NAME")
+    return parser
 
 
 if __name__ == "__main__":

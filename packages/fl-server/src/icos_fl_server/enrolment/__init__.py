@@ -1,0 +1,1 @@
+"""How a node comes into a federation: an invitation, and a door that takes it once."""
