@@ -13,7 +13,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeAlias
+from typing import NoReturn, TypeAlias
 
 from icos_fl_local.errors import Interrupted, LocalError, UsageError
 from icos_fl_local.state import DEFAULT, StateFolder
@@ -199,6 +199,27 @@ def _certs(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _node(arguments: argparse.Namespace) -> int:
+    if arguments.what != "join":
+        _become_server(sys.argv[1:])
+    from icos_fl_local import joining
+
+    word = sys.stdin.read() if arguments.invitation == "-" else arguments.invitation
+    print("\n".join(joining.join(word, arguments.folder, arguments.uid)))
+    return 0
+
+
+def _become_server(arguments: list[str]) -> NoReturn:
+    """Hand over to ``icos-fl-server``, which has the same command."""
+    if importlib.util.find_spec(_SERVER) is None:
+        raise LocalError(
+            f"{' '.join(arguments[:2])} is for the controller, whose part is not installed: "
+            "pip install 'icos-fl[controller]'"
+        )
+    command = [sys.executable, "-m", _SERVER, *arguments]
+    os.execv(command[0], command)  # noqa: S606 - our own command
+
+
 def _guarded_simulate(arguments: argparse.Namespace) -> int:
     """The guard removes what Ray kept, even if the launcher was killed.
 
@@ -251,7 +272,9 @@ best first. --out gets results.csv and results.json."""
 _LOCAL = "icos_fl_timeseries_store"
 """Comes with the extra ``local``, as all other services do."""
 
-_LIGHT: dict[str, Callable[[argparse.Namespace], int]] = {"certs": _certs}
+_SERVER = "icos_fl_server"
+
+_LIGHT: dict[str, Callable[[argparse.Namespace], int]] = {"certs": _certs, "node": _node}
 """What the base install can do."""
 
 _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
@@ -377,7 +400,42 @@ def _parser() -> argparse.ArgumentParser:
     logs.add_argument("-f", "--follow", action="store_true", help="go on as lines come")
     add("down", "stop everything")
     _add_certs(commands)
+    _add_node(commands)
     return parser
+
+
+def _add_uid(command: argparse.ArgumentParser, text: str) -> None:
+    command.add_argument(
+        "--uid", type=int, default=-1, metavar="UID",
+        help=f"{text}, such as 10001 for our images (default: who runs this)",
+    )  # fmt: skip
+
+
+def _add_node(commands: _Commands) -> None:
+    text = "invite machines to a federation, join one, see and remove its nodes"
+    whats = commands.add_parser("node", help=text, description=text).add_subparsers(
+        dest="what", required=True, metavar="WHAT"
+    )
+
+    def add(name: str, text: str) -> argparse.ArgumentParser:
+        return whats.add_parser(name, help=text, description=text)
+
+    invite = add("invite", "at the controller: print an invitation, good for one key")
+    invite.add_argument("name", metavar="NAME", help="of the node")
+    invite.add_argument(
+        "--hours", type=float, default=24.0, help="until it expires (default: %(default)g)"
+    )
+    join = add("join", "at the node: make its key, and have the controller register it")
+    join.add_argument("invitation", metavar="INVITATION", help="- reads it from standard input")
+    join.add_argument(
+        "--folder", type=Path, default=Path("node"), metavar="DIR",
+        help="where the key and the settings are put (default: %(default)s)",
+    )  # fmt: skip
+    _add_uid(join, "owner of these files")
+    show = add("list", "at the controller: nodes and invitations")
+    show.add_argument("--json", action="store_true", help="print JSON on standard output")
+    remove = add("remove", "at the controller: let a node in no more, at once")
+    remove.add_argument("name", metavar="NAME", help="of the node")
 
 
 def _add_certs(commands: _Commands) -> None:
@@ -400,11 +458,7 @@ def _add_certs(commands: _Commands) -> None:
             "--days", type=int, default=365, metavar="N",
             help="how long a certificate is good for (default: %(default)s)",
         )  # fmt: skip
-        what.add_argument(
-            "--uid", type=int, default=-1, metavar="UID",
-            help="owner of all but the authority's files, such as 10001 for our images "
-            "(default: who runs this)",
-        )  # fmt: skip
+        _add_uid(what, "owner of all but the authority's files")
         return what
 
     for deployment in ("controller", "node"):

@@ -12,7 +12,6 @@ import json
 import os
 import re
 import secrets
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from icos_fl_local.errors import LocalError, UsageError
+from icos_fl_local.files import refused, write
 
 SERVERS = {
     "controller": ("gateway", "superlink", "enrolment"),
@@ -219,7 +219,7 @@ class _Signer:
             (x509.ExtendedKeyUsage([purpose]), False),
             (x509.SubjectAlternativeName([_general_name(one) for one in names]), False),
         )
-        _write(path, issued.public_bytes(serialization.Encoding.PEM), 0o644, self._uid)
+        write(path, issued.public_bytes(serialization.Encoding.PEM), 0o644, self._uid)
         return _line(word, Certificate(path, issued))
 
 
@@ -234,7 +234,7 @@ def _make_authority(folder: Path) -> str:
         (x509.BasicConstraints(ca=True, path_length=0), True),
     )  # fmt: skip
     path = folder / f"{_AUTHORITY}.pem"
-    _write(path, issued.public_bytes(serialization.Encoding.PEM), 0o644, _UNCHANGED)
+    write(path, issued.public_bytes(serialization.Encoding.PEM), 0o644, _UNCHANGED)
     return _line("made", Certificate(path, issued))
 
 
@@ -288,7 +288,7 @@ def _key_of(path: Path, uid: int) -> ec.EllipticCurvePrivateKey:
         serialization.PrivateFormat.PKCS8,
         serialization.NoEncryption(),
     )
-    _write(path, pem, 0o600, uid)
+    write(path, pem, 0o600, uid)
     return key
 
 
@@ -335,7 +335,7 @@ def _locked(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:
-        raise _refused(folder, "opened", error) from None
+        raise refused(folder, "opened", error) from None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
@@ -352,38 +352,4 @@ def _read(path: Path) -> bytes:
             cure = "certificates are made where the authority's key is; copy it here for that"
         raise LocalError(f"{path}: is not there; {cure}") from None
     except OSError as error:
-        raise _refused(path, "read", error) from None
-
-
-def _write(path: Path, content: bytes, mode: int, uid: int) -> None:
-    """All of it or nothing, and nobody but its owner ever reads a key."""
-    temporary = None
-    try:
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(descriptor, "wb") as stream:
-            os.fchown(descriptor, uid, -1)
-            os.fchmod(descriptor, mode)
-            stream.write(content)
-            stream.flush()
-            os.fsync(descriptor)
-        Path(temporary).replace(path)
-        _sync(path.parent)
-    except OSError as error:
-        if temporary:
-            Path(temporary).unlink(missing_ok=True)
-        raise _refused(path, "written", error) from None
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _refused(path: Path, what: str, error: OSError) -> LocalError:
-    return LocalError(
-        f"{path}: cannot be {what}: {error.strerror} (uid {os.getuid()}); "
-        "run it as the folder's owner, or give another --folder"
-    )
+        raise refused(path, "read", error) from None
