@@ -127,9 +127,7 @@ def _enrol(invitation: Invitation, public_key: str) -> dict[str, str]:
     except (ValueError, KeyError, TypeError):
         pass
     if status == http.HTTPStatus.TOO_MANY_REQUESTS:
-        raise LocalError(
-            f"the gateway at {invitation.gateway} takes no more for now: wait a minute"
-        )
+        raise LocalError(f"the gateway at {invitation.gateway} is asked too often: wait a minute")
     raise LocalError(
         f"what answers at {invitation.gateway} takes no nodes in now (HTTP status {status}): is "
         "that the gateway, and does the enrolment service behind it run?"

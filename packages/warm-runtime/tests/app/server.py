@@ -19,7 +19,7 @@ def main(grid: Grid, context: Context) -> None:
     faults = json.loads(str(config["faults"]) or "{}")
     ids = nodes(grid, int(config["nodes"]))
     names: dict[int, int] = {}
-    weights = np.zeros(1000, np.float32)
+    weights = np.zeros(int(config["floats"]), np.float32)
     for number in range(1, int(config["rounds"]) + 1):
         while (folder / f"hold-{number}").exists():
             time.sleep(0.02)
