@@ -2,12 +2,16 @@
 
 import contextlib
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib.metadata import version
+from typing import TYPE_CHECKING
 
-from prometheus_client import REGISTRY, Gauge, start_http_server
+from prometheus_client import REGISTRY, Gauge, make_wsgi_app, start_http_server
 
 from icos_fl_service.settings import split_address
+
+if TYPE_CHECKING:
+    from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 _INFO = Gauge("icos_fl_service_info", "Always 1; which service this is", ["service", "version"])
 
@@ -40,6 +44,8 @@ class Metrics:
     """Serves the default registry on *address* (host:port; port 0 takes a free one), and exports it
     to *otlp_endpoint*, from now to ``close``; what is empty is off.
 
+    Beside /metrics there is /health: 503 while a Probe says that what the service needs is away.
+
     *service* is the service's distribution. Raises MetricsAddressError.
     """
 
@@ -61,6 +67,7 @@ class Metrics:
         host, port = split_address(address)
         with _refusing(address):
             server, thread = start_http_server(port, host)
+        server.set_app(_with_health(make_wsgi_app()))
         self.port = server.server_port
         self._ending.callback(thread.join)
         self._ending.callback(server.server_close)
@@ -75,3 +82,15 @@ class Metrics:
                 f"cannot export metrics to {endpoint}: install icos-fl-service[otlp]"
             ) from None
         self._ending.callback(Export(REGISTRY, endpoint, service).close)
+
+
+def _with_health(metrics: "WSGIApplication") -> "WSGIApplication":
+    def app(environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+        if environ["PATH_INFO"] != "/health":
+            return metrics(environ, start_response)
+        away = REGISTRY.get_sample_value("icos_fl_service_ready") == 0
+        status = "503 Service Unavailable" if away else "200 OK"
+        start_response(status, [("Content-Type", "text/plain")])
+        return [b"what it needs does not answer\n" if away else b"ready\n"]
+
+    return app
