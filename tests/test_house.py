@@ -10,6 +10,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 SOURCES = [*ROOT.glob("packages/*/src"), ROOT / "protos/src", ROOT / "deploy/local/src"]
+DOCKERFILES = sorted(ROOT.glob("*/*/Dockerfile"))
+SCRIPTS = [ROOT / ".ci/run", *ROOT.glob("deploy/build-*"), ROOT / "packages/fl-client/install"]
 BIN = Path(sys.executable).parent
 
 
@@ -32,8 +34,10 @@ def run(*command: str, **env: str) -> subprocess.CompletedProcess[str]:
         ("ruff", "format", "--check"),
         ("mypy", *(str(source.relative_to(ROOT)) for source in SOURCES)),
         ("lint-imports",),
+        ("hadolint", *map(str, DOCKERFILES)),
+        ("shellcheck", "--severity", "warning", *map(str, SCRIPTS)),
     ],
-    ids=lambda command: " ".join(command[:3]),
+    ids=lambda command: " ".join(command[:2]),
 )
 def test_tool_finds_nothing(command: tuple[str, ...]):
     done = run(str(BIN / command[0]), *command[1:])
