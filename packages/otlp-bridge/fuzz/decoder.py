@@ -27,6 +27,7 @@ from icos_fl_service import logs
 from icos_fl_timeseries_store import MemoryStore
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 
+envelope.SMALL_BYTES = 0  # else what is this small would not be estimated
 MAX_BYTES = 1 << 20
 PROTOBUF, JSON, GZIP = b"p", b"j", b"z"
 INPUTS_A_STORE = 1_000
@@ -62,11 +63,12 @@ class Target:
             self._renew()
         self._inputs += 1
         kind, encoded = data[:1], data[1:]
-        parse = json_request.parse if kind == JSON else envelope.parse
+        decoder = json_request if kind == JSON else envelope
         try:
             if kind == GZIP:
                 encoded = gunzip(encoded, MAX_BYTES)
-            request = parse(encoded, self._bridge.metrics)
+            decoder.decoded_bytes(encoded, self._bridge.metrics)
+            request = decoder.parse(encoded, self._bridge.metrics)
         except ExportRefused:
             return
         self._bridge.store(self._bridge.convert(request))

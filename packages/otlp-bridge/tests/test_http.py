@@ -30,6 +30,8 @@ def document(**point) -> dict:
     }
 
 
+# Checklist, HTTP: application/x-protobuf and application/json on one port; the response has the
+# request's type. Content-Encoding: gzip.
 @TYPES
 @pytest.mark.parametrize("content_encoding", ["identity", "gzip"])
 def test_full_success_is_200_with_partial_success_unset(
@@ -51,6 +53,7 @@ def test_an_empty_request_is_200(bridge, export, content_type):
     assert not bridge.post(empty, content_type).response.HasField("partial_success")
 
 
+# Checklist, HTTP: 200 for full and partial success.
 @TYPES
 def test_partial_success_is_200_and_says_how_many_and_why(bridge, export, content_type):
     batch = export().gauge(POWER, (0, 1_000_000), (3, None)).resource(None).gauge(POWER, (0, 1))
@@ -60,6 +63,7 @@ def test_partial_success_is_200_and_says_how_many_and_why(bridge, export, conten
     assert bridge.rows() == {0: {"power_consumption": 1.0}}
 
 
+# Checklist, HTTP: 400 for what will never work.
 @TYPES
 def test_what_will_never_work_is_400_with_a_status(bridge, content_type):
     answer = bridge.request(b"\xff\xff\xff", content_type)
@@ -77,6 +81,7 @@ def test_broken_gzip_is_400(bridge, broken):
     assert (answer.status, answer.refusal.code) == (400, code_pb2.INVALID_ARGUMENT)
 
 
+# Checklist, HTTP: retryable only 429, 502, 503, 504, with Retry-After where known.
 @TYPES
 def test_a_store_that_does_not_answer_is_503_with_retry_after(bridge, export, store, content_type):
     store.answers = False
@@ -97,6 +102,7 @@ def test_an_unexpected_error_is_503_with_retry_after(bridge, export, store):
     assert (answer.status, answer.headers["retry-after"]) == (503, "5")
 
 
+# Checklist, HTTP: the body of every 4xx and 5xx is a Status message.
 @pytest.mark.parametrize(
     ("change", "status"),
     [
@@ -149,6 +155,7 @@ def test_more_connections_than_the_limit_are_503_with_a_status(bridge, monkeypat
     assert answer.refusal.message == "there are 1 connections, which is the limit"
 
 
+# Checklist, HTTP: too large is 413.
 @TYPES
 @pytest.mark.parametrize("content_encoding", ["identity", "gzip"])
 def test_too_large_is_413_that_names_size_and_limit(run, export, content_type, content_encoding):
@@ -198,6 +205,8 @@ def test_who_leaves_in_mid_request_does_no_harm(bridge, export):
     assert bridge.post(export().gauge(POWER, (0, 1))).status == 200
 
 
+# Checklist, HTTP: JSON: trace and span ids in hex, 64-bit integers as string or number, unknown
+# fields ignored.
 @pytest.mark.parametrize(
     ("point", "watts"),
     [
@@ -257,6 +266,7 @@ def test_case_2_json_that_is_no_request_is_400_with_a_status(bridge, text):
     assert bridge.store.nodes() == []
 
 
+# Checklist, HTTP: JSON: lowerCamelCase keys.
 def test_json_has_no_keys_as_protobuf_writes_them(bridge):
     body = json.dumps({"resource_metrics": document(asInt=1)["resourceMetrics"]}).encode()
     assert bridge.request(body, JSON).status == 200
@@ -273,6 +283,7 @@ def test_json_says_counts_as_texts_and_enums_as_integers(bridge):
     }
 
 
+# Checklist, HTTP: JSON: enums as integers.
 def test_a_sum_of_json_has_its_temporality_as_an_integer(bridge, export):
     batch = export().sum(POWER, 2, (0, 1_000_000))
     assert (

@@ -86,10 +86,13 @@ def test_a_histogram_without_sum_has_no_such_value(take):
     assert of(HistogramDataPoint(count=4), take) == (None, Reason.NO_VALUE)
 
 
-def test_a_histogram_without_buckets_has_no_quantile():
+def test_a_histogram_without_buckets_has_a_count_and_no_quantile():
+    assert of(HistogramDataPoint(count=4, sum=1), "count") == (4.0, None)
     assert of(HistogramDataPoint(count=4, sum=1), "quantile", 0.5) == (None, Reason.NO_VALUE)
 
 
+# Checklist, Data: histogram: bucket_counts = bounds + 1, or both empty; bounds strictly increasing;
+# counts sum to count.
 @pytest.mark.parametrize(
     "broken",
     [

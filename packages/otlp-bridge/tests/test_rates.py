@@ -33,6 +33,7 @@ def test_the_point_before_may_have_come_in_an_earlier_request():
     assert rates_of((2, None, 16), rates=rates) == {2: 3.0}
 
 
+# Checklist, Data: sums: a reset shows as a changed start time.
 def test_a_changed_start_time_is_a_reset_and_counts_from_0():
     assert rates_of((0, -9, 10), (2, 1, 16), (4, 1, 18)) == {2: 8.0, 4: 1.0}
 

@@ -46,6 +46,7 @@ def columns(**sources: str) -> str:
     return "columns:\n" + "\n".join(lines) + "\n"
 
 
+# Checklist, Data: test flags & 1. Such a point is a gap, never 0.
 def test_case_1_a_point_without_recorded_value_is_a_gap(bridge, export):
     flagged = {"flags": 1}
     batch = export().gauge(
@@ -169,6 +170,8 @@ def test_series_combine_as_configured(convert, export, combine, expected):
     assert convert(export().gauge("m", *points), text) == ({0: {"c": expected}}, {})
 
 
+# Checklist, Data: a series is resource + scope + name + point attributes: two sensors of one metric
+# are two series.
 def test_series_of_two_resources_of_one_node_are_two(convert, export):
     batch = export(sensor="1").gauge("m", (0, 1.0)).resource("a", sensor="2").gauge("m", (0, 2.0))
     assert convert(batch, columns(c="{terms: [{metric: m}]}"))[0] == {0: {"c": 3.0}}
@@ -186,6 +189,13 @@ def test_series_of_two_scopes_are_two(convert, export, of_scope):
     assert convert(batch, columns(c="{terms: [{metric: m}]}"))[0] == {0: {"c": 2.0}}
 
 
+# Checklist, Data: as_int and as_double both count.
+def test_integers_and_doubles_both_count(convert, export):
+    batch = export().gauge(POWER, (0, 3_000_000), (3, 1_500_000.0))
+    assert convert(batch) == ({0: {"power_consumption": 3.0}, 3: {"power_consumption": 1.5}}, {})
+
+
+# Checklist, Data: a gauge ignores the start time.
 def test_a_gauge_ignores_its_start_time(convert, export):
     later = {"start_time_unix_nano": START + 99 * SECOND}
     batch = export().gauge(POWER, (0, 1_000_000, {}, later))
@@ -256,6 +266,7 @@ def test_points_of_no_node_are_rejected(convert, export, attributes):
     assert convert(batch) == ({}, {"no_node": 2})
 
 
+# Checklist, Data: time_unix_nano = 0 is rejected.
 @pytest.mark.parametrize(
     ("time_ns", "reason"), [(0, "invalid_time"), (2**63, "invalid_time"), (2**63 - 1, None)]
 )
@@ -288,16 +299,19 @@ def test_a_result_too_large_for_a_number_costs_nothing_but_itself(convert, expor
     assert convert(batch, text) == ({3: {"c": 100.0, "d": 1.0}}, {"non_finite": 3})
 
 
+# Checklist, Data: a point with no value is invalid, unless bit 0 of flags is set.
 def test_a_value_of_neither_kind_is_rejected(convert, export):
     assert convert(export().gauge(POWER, (0, None))) == ({}, {"no_value": 1})
 
 
+# Checklist, Data: sums: cumulative and delta.
 @pytest.mark.parametrize("temporality", [DELTA, CUMULATIVE])
 def test_sums_of_a_known_temporality_are_taken(convert, export, temporality):
     batch = export().sum(POWER, temporality, (0, 1_000_000))
     assert convert(batch) == ({0: {"power_consumption": 1.0}}, {})
 
 
+# Checklist, Data: UNSPECIFIED temporality is invalid.
 @pytest.mark.parametrize("temporality", [UNSPECIFIED, 3])
 def test_sums_of_unspecified_temporality_are_rejected(convert, export, temporality):
     batch = export().sum(POWER, temporality, (0, 1), (3, 1), (6, 0, {}, {"flags": 1}))

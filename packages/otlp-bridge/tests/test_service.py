@@ -1,6 +1,7 @@
 """The service over real gRPC: what an exporter is told, and what is stored by then."""
 
 import gzip
+import math
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -33,6 +34,7 @@ def retry_seconds(error: grpc.RpcError) -> float:
     return retry.retry_delay.ToTimedelta().total_seconds()
 
 
+# Checklist, gRPC: full success, and an empty request: OK, partial_success unset.
 def test_full_success_leaves_partial_success_unset(bridge, export):
     response = bridge.export(export().gauge(POWER, (0, 146_830_000)))
     assert not response.HasField("partial_success")
@@ -46,11 +48,14 @@ def test_an_empty_request_is_ok(bridge, export):
     assert bridge.store.nodes() == []
 
 
+# Checklist, gRPC: accepts none and gzip.
 def test_gzip_is_accepted(bridge, export):
     bridge.export(export().gauge(POWER, (0, 1_000_000)), compression=grpc.Compression.Gzip)
     assert bridge.rows() == {0: {"power_consumption": 1.0}}
 
 
+# Checklist, gRPC: the size limit holds after decompression, is configurable, 64 MiB recommended;
+# over it RESOURCE_EXHAUSTED without RetryInfo.
 def test_a_request_over_the_limit_is_resource_exhausted_and_names_both_sizes(run, export):
     bridge = run(max_message_bytes=100_000)
     error = bridge.refusal(export(filler="x" * 200_000).gauge(POWER, (0, 1)))
@@ -65,6 +70,7 @@ def test_the_limit_holds_after_decompression(run, export):
     large = export(filler="x" * 200_000).gauge(POWER, (0, 1))
     error = bridge.refusal(large, compression=grpc.Compression.Gzip)
     assert error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert details(error) == []
     assert bridge.store.nodes() == []
 
 
@@ -73,6 +79,7 @@ def test_more_than_grpcs_own_limit_of_4_mib_is_taken(bridge, export):
     assert bridge.rows() == {0: {"power_consumption": 1.0}}
 
 
+# Checklist, gRPC: bad data: INVALID_ARGUMENT, with BadRequest.
 def test_bytes_that_are_no_request_are_invalid_argument_with_bad_request(bridge):
     call = bridge.channel.unary_unary(EXPORT)
     with pytest.raises(grpc.RpcError) as caught:
@@ -106,6 +113,7 @@ def test_broken_gzip_is_invalid_argument(bridge, broken):
     assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
 
 
+# Checklist, gRPC: a warning: 0 with a message.
 def test_a_first_point_without_a_rate_is_a_warning_that_rejects_nothing(run, config, export):
     bridge = run(config("columns:\n  c: {sources: [{terms: [{metric: m, rate: true}]}]}\n"))
     partial = bridge.export(export().sum("m", 2, (0, 1))).partial_success
@@ -113,6 +121,7 @@ def test_a_first_point_without_a_rate_is_a_warning_that_rejects_nothing(run, con
     assert partial.error_message == "first data points of their series, without a rate: 1"
 
 
+# Checklist, gRPC: a passing fault is never UNKNOWN or INTERNAL.
 @pytest.mark.parametrize("fault", [ValueError("odd"), KeyError("x"), MemoryError()])
 def test_an_unexpected_error_is_unavailable_with_a_delay(bridge, export, store, fault):
     def fail(*_: Any) -> Any:
@@ -124,6 +133,7 @@ def test_an_unexpected_error_is_unavailable_with_a_delay(bridge, export, store, 
     assert retry_seconds(error) > 0
 
 
+# Checklist, gRPC: store down or overloaded (test_overload.py): UNAVAILABLE, with RetryInfo.
 def test_a_store_that_does_not_answer_is_unavailable_with_a_delay(bridge, export, store):
     store.answers = False
     error = bridge.refusal(export().gauge(POWER, (0, 1_000_000)))
@@ -247,6 +257,8 @@ def test_a_stopping_bridge_ends_the_exports_in_hand_and_is_not_serving(run, expo
     assert bridge.rows() == {0: {"power_consumption": 1.0}}
 
 
+# Checklist, gRPC: duplicates are tolerated.
+# Checklist, Data: upsert on (series, time): a batch sent twice changes nothing.
 def test_a_batch_that_comes_twice_changes_nothing(bridge, export):
     batch = export().gauge(POWER, (0, 1_000_000), (3, 2_000_000))
     bridge.export(batch)
@@ -270,6 +282,8 @@ def test_one_batch_sent_by_many_at_once_is_one_row_a_timestamp(bridge, export):
     assert bridge.column("power_consumption") == {3.0 * i: float(i) for i in range(100)}
 
 
+# Checklist, gRPC: partly accepted: OK, rejected_data_points = N and an English error_message, kept
+# short enough for a response of 4 MiB.
 def test_refused_points_are_counted_by_reason_and_the_others_stored(bridge, export):
     batch = (
         export()
@@ -281,6 +295,15 @@ def test_refused_points_are_counted_by_reason_and_the_others_stored(bridge, expo
     assert partial.rejected_data_points == 5
     assert partial.error_message == ("rejected data points: no_node: 2, no_value: 1, non_finite: 2")
     assert bridge.rows() == {0: {"power_consumption": 1.0}}
+
+
+def test_the_message_is_short_however_many_points_are_refused(bridge, export):
+    batch = export()
+    for number in range(1_000):
+        batch.resource(f"{'long ' * 100}{number}").gauge(POWER, (0, None), (3, math.nan), (6, 1))
+    partial = bridge.export(batch).partial_success
+    assert partial.rejected_data_points == 3_000
+    assert len(partial.error_message) < 200
 
 
 def test_a_node_that_the_store_refuses_is_counted_and_the_others_are_stored(bridge, export, store):
@@ -349,6 +372,7 @@ def test_a_port_that_is_taken_is_said(bridge):
         Server(default_config(), MemoryStore, address)
 
 
+# Checklist, Data: late points inside the window are kept in order; older ones are counted and said.
 def test_case_5_late_points_take_their_place_in_order(bridge, export):
     minutes = [(180, 3_000_000), (240, 4_000_000), (300, 5_000_000)]  # 10:03 to 10:05
     bridge.export(export().gauge(POWER, *minutes))
