@@ -5,9 +5,9 @@ import socket
 from pathlib import Path
 
 import pytest
-from icos_fl_local import sources
+from icos_fl_local import monitoring, sources
 from icos_fl_local.commands import _is_up
-from icos_fl_local.deployment import Deployment, assign_ports, component_names
+from icos_fl_local.deployment import Deployment, assign_ports, component_names, metrics_names
 from icos_fl_local.errors import LocalError
 from icos_fl_local.sources import Power, Sources, power_of
 from icos_fl_local.state import StateFolder
@@ -51,10 +51,15 @@ def test_without_a_list_of_modules_scaphandre_would_end(counters, tmp_path):
     assert power == Power(None, f"no {tmp_path / 'none'}, which Scaphandre needs: no power")
 
 
+def deployment_of(found: Sources, folder: Path) -> Deployment:
+    ports = assign_ports([*component_names(["a"], found.names), *metrics_names(["a"])], {})
+    return Deployment(StateFolder(folder), ("a",), ports)
+
+
 def components(found: Sources, folder: Path) -> dict[str, Component]:
-    ports = assign_ports(component_names(["a"], found.names), {})
-    deployment = Deployment(StateFolder(folder), ("a",), ports)
-    return {component.name: component for component in found.components(deployment)}
+    return {
+        component.name: component for component in found.components(deployment_of(found, folder))
+    }
 
 
 def test_without_power_the_collector_runs_alone(tmp_path):
@@ -90,6 +95,14 @@ def test_whether_scaphandre_runs_is_seen_at_its_port_and_nothing_is_requested(tm
         with connection:
             connection.settimeout(5)
             assert connection.recv(1) == b""
+
+
+def test_a_deployments_prometheus_does_not_scrape_scaphandre(tmp_path):
+    deployment = deployment_of(Sources(Path("/o"), Path("/s"), Power((), "")), tmp_path)
+    monitoring.write(deployment, "collector")
+    written = deployment.state.prometheus.read_text()
+    assert deployment.address("metrics-bridge") in written
+    assert deployment.address("scaphandre") not in written
 
 
 def test_a_collector_that_is_not_built_is_told_with_the_command_that_builds_it(
