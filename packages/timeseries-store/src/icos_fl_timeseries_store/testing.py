@@ -53,7 +53,7 @@ class StoreProcesses:
         log.close()
         self.processes[service] = process
         port = int(self.environment[f"ICOS_FL_STORE_{service.upper()}_PORT"])
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 240  # of a busy machine
         while True:
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
                 return
