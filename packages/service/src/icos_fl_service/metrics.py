@@ -13,6 +13,8 @@ from icos_fl_service.settings import split_address
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
+    from icos_fl_service.otlp import Export
+
 _INFO = Gauge("icos_fl_service_info", "Always 1; which service this is", ["service", "version"])
 
 
@@ -20,14 +22,16 @@ class MetricsAddressError(Exception):
     """An address that no metrics can be served on, or an exporter that is not installed."""
 
 
-def check_address(address: str) -> None:
-    """Raises MetricsAddressError where ``Metrics`` would; an empty one is off."""
+def check(address: str = "", otlp_endpoint: str = "") -> None:
+    """Raises MetricsAddressError where ``Metrics`` would, in a process that is not to serve yet."""
     if address:
         host, port = split_address(address)
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         with _refusing(address), socket.socket(family) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((host, port))
+    if otlp_endpoint:
+        _exporter(otlp_endpoint)
 
 
 @contextlib.contextmanager
@@ -38,6 +42,16 @@ def _refusing(address: str) -> Iterator[None]:
         raise MetricsAddressError(
             f"cannot serve metrics on {address}: {getattr(error, 'strerror', None) or error}"
         ) from None
+
+
+def _exporter(endpoint: str) -> "type[Export]":
+    try:
+        from icos_fl_service.otlp import Export
+    except ImportError:
+        raise MetricsAddressError(
+            f"cannot export metrics to {endpoint}: install icos-fl-service[otlp]"
+        ) from None
+    return Export
 
 
 class Metrics:
@@ -54,10 +68,11 @@ class Metrics:
         """Where ``/metrics`` is; None where it is off."""
         self._ending = contextlib.ExitStack()
         _INFO.labels(service, version(service)).set(1)
+        exporter = _exporter(otlp_endpoint) if otlp_endpoint else None
         if address:
             self._serve(address)
-        if otlp_endpoint:
-            self._export(otlp_endpoint, service)
+        if exporter:
+            self._ending.callback(exporter(REGISTRY, otlp_endpoint, service).close)
 
     def close(self) -> None:
         """End; what was not exported yet is."""
@@ -72,16 +87,6 @@ class Metrics:
         self._ending.callback(thread.join)
         self._ending.callback(server.server_close)
         self._ending.callback(server.shutdown)
-
-    def _export(self, endpoint: str, service: str) -> None:
-        try:
-            from icos_fl_service.otlp import Export
-        except ImportError:
-            self.close()
-            raise MetricsAddressError(
-                f"cannot export metrics to {endpoint}: install icos-fl-service[otlp]"
-            ) from None
-        self._ending.callback(Export(REGISTRY, endpoint, service).close)
 
 
 def _with_health(metrics: "WSGIApplication") -> "WSGIApplication":

@@ -44,15 +44,11 @@ def _run(name: str) -> None:
     # Processes are forked from this one, which may have no second thread then: numpy makes some.
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
     from flwr.supercore import log
-    from icos_fl_service.metrics import Metrics, MetricsAddressError, check_address
-    from icos_fl_service.settings import load_or_exit
 
     from icos_fl_warm_runtime.flower.hosts import starts_superexec
     from icos_fl_warm_runtime.flower.logs import tell_in_json
     from icos_fl_warm_runtime.flower.names import NAMES, changed
-    from icos_fl_warm_runtime.metrics import RuntimeSettings
 
-    settings = load_or_exit(RuntimeSettings)
     tell_in_json()
     found = changed(NAMES[name]) if runtime == "warm" else []
     if found:
@@ -63,21 +59,31 @@ def _run(name: str) -> None:
             ", ".join(found),
         )
     is_warm = runtime == "warm" and not found
-    try:
-        if is_warm and starts_superexec(name):  # which serves them: the tasks are its own
-            check_address(settings.metrics_address)
-        else:  # they end with the process
-            served = Metrics(
-                "icos-fl-warm-runtime", settings.metrics_address, settings.metrics_otlp_endpoint
-            )
-            if served.port:
-                log(INFO, "Serving metrics on port %d", served.port)
-    except MetricsAddressError as error:
-        sys.exit(f"flower-{name}: {error}")
+    # A warm SuperExec serves them for its host too: the tasks are its own.
+    _tell_prometheus(name, elsewhere=is_warm and starts_superexec(name))
     if is_warm:
         _warm(name)
     module, function = _COMMANDS[name]
     getattr(import_module(module), function)()
+
+
+def _tell_prometheus(name: str, *, elsewhere: bool) -> None:
+    """Serve metrics until the process ends; if that is done *elsewhere*, check that it can be."""
+    from flwr.supercore import log
+    from icos_fl_service.metrics import Metrics, MetricsAddressError, check
+    from icos_fl_service.settings import load_or_exit
+
+    from icos_fl_warm_runtime.metrics import RuntimeSettings
+
+    settings = load_or_exit(RuntimeSettings)
+    where = settings.metrics_address, settings.metrics_otlp_endpoint
+    try:
+        if elsewhere:
+            check(*where)
+        elif port := Metrics("icos-fl-warm-runtime", *where).port:
+            log(INFO, "Serving metrics on port %d", port)
+    except MetricsAddressError as error:
+        sys.exit(f"flower-{name}: {error}")
 
 
 def _warm(name: str) -> None:
