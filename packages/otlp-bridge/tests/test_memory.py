@@ -258,8 +258,9 @@ DOCUMENTS: dict[str, Callable[[], bytes]] = {
     ),
     "empty points": lambda: in_gauge(many(b"{}")),
     "lists in a point": lambda: in_gauge(b'{"x":[' + many(b"[]", 6 * MIB) + b"]}"),
-    "wanted points": lambda: in_gauge(many(POINT, 16 * MIB)),
-    "wide text": lambda: in_gauge(b'{"x":"' + wide(40 * MIB) + b'"}'),
+    "objects in a point": lambda: in_gauge(b'{"x":[' + many(b'{"a":1}', 8 * MIB) + b"]}"),
+    "wanted points": lambda: in_gauge(many(POINT, 24 * MIB)),
+    "wide text": lambda: in_gauge(b'{"x":"' + wide(37 * MIB) + b'"}'),
     "deep lists": lambda: b'{"x":' + b"[" * (SIZE - 100),
 }
 

@@ -18,9 +18,9 @@ from icos_fl_otlp_bridge.memory import BYTE_BYTES_MAX, check_decoded
 
 # What values take, by the byte that tells of one.
 _SKIMMED_BYTES: Final = {b"{": 128}
-_OPENED_BYTES: Final = {b"{": 512, b"[": 128, b",": 160}
-_COPIES: Final = 8
-"""Of a byte of text: one character of four bytes makes all others as wide."""
+_OPENED_BYTES: Final = {b"{": 256, b"[": 96, b",": 64}
+_COPIES: Final = {True: 3, False: 10}
+"""Of a byte of text that is ASCII, or not: one character of four bytes makes all others as wide."""
 _REASON_CHARACTERS: Final = 300
 
 
@@ -104,7 +104,7 @@ class _Opening:
         for name in names:
             text = bytes(getattr(skimmed, name))
             if text:
-                self._taken += _estimate(text, _OPENED_BYTES) + _COPIES * len(text)
+                self._taken += _estimate(text, _OPENED_BYTES) + _COPIES[text.isascii()] * len(text)
                 check_decoded(self._text_bytes, self._taken)
                 document[name] = _without_strangers(json.loads(text.decode()))
         json_format.ParseDict(document, message, ignore_unknown_fields=True)
