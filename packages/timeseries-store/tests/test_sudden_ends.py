@@ -33,7 +33,7 @@ durable.JOURNAL_BYTES_MIN, durable.JOURNAL_FACTOR = 1, 0
 async def write(words):
     def say(word, row):
         nonlocal words
-        print(word, row, flush=True)
+        os.write(1, f"{word} {row}\\n".encode())  # whole or not at all, whenever it is killed
         words -= 1
         if words == 0:
             os.kill(os.getpid(), signal.SIGSTOP)
