@@ -119,18 +119,16 @@ def _arguments() -> argparse.Namespace:
 def _build(engine: Engine, name: str, base: str, torch: str, out: Path) -> Built:
     image, started = IMAGES[name], time.monotonic()
     tag = f"icos-fl/{name}:{image.version()}"
-    arguments = {
-        "BASE": base,
-        "VERSION": image.version(),
-        "REVISION": run("git", "-C", str(ROOT), "rev-parse", "HEAD").strip(),
-        "SOURCE": _origin(),
+    arguments = {"BASE": base} | ({"TORCH": torch} if name == "fl-client" else {})
+    labels = {
+        "version": image.version(),
+        "revision": run("git", "-C", str(ROOT), "rev-parse", "HEAD").strip(),
+        "source": _origin(),
     }
-    if name == "fl-client":
-        arguments["TORCH"] = torch
     with tempfile.TemporaryDirectory() as folder:
         sources = _provide(image.program, Path(folder)) if image.program else None
         dockerfile = ROOT / image.folder / "Dockerfile"
-        engine.build(tag, dockerfile, ROOT, arguments, sources)
+        engine.build(tag, dockerfile, ROOT, arguments, labels, sources)
     seconds = time.monotonic() - started
     size = write_contents(engine, tag, out / name)
     budget = CUDA_BUDGET_MB if name == "fl-client" and torch == "cuda" else image.budget_mb

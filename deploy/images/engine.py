@@ -69,7 +69,7 @@ class Engine:
                 if variable.startswith(("PIP_", "UV_")) and "INDEX" in variable
             ]
             (folder / "Dockerfile").write_text("\n".join(lines) + "\n")
-            self.build(BUILD_BASE, folder / "Dockerfile", folder, {})
+            self.build(BUILD_BASE, folder / "Dockerfile", folder, {}, {})
 
     def build(
         self,
@@ -77,6 +77,7 @@ class Engine:
         dockerfile: Path,
         context: Path,
         arguments: Mapping[str, str],
+        labels: Mapping[str, str],
         sources: Path | None = None,
     ) -> None:
         """Build *tag*, with the folder *sources* as the build context of that name."""
@@ -87,6 +88,9 @@ class Engine:
             command += ["--format", "docker", "--isolation", "chroot", "--layers"]
         for name, value in ({"BUILD_BASE": BUILD_BASE} | dict(arguments)).items():
             command += ["--build-arg", f"{name}={value}"]
+        # Not by the Dockerfile's arguments: podman's cache would keep the labels of other values.
+        for name, value in labels.items():
+            command += ["--label", f"org.opencontainers.image.{name}={value}"]
         if sources:
             command += ["--build-context", f"sources={sources}"]
         subprocess.run([*command, str(context)], check=True, stdout=sys.stderr)
