@@ -16,6 +16,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from icos_fl_otlp_bridge.memory import DECODED_BYTES_MAX
+from icos_fl_service.shim import tied
 from icos_fl_timeseries_store.testing import free_port, running_store
 
 EXPORT = "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export"
@@ -26,7 +27,8 @@ SIZE = 64 * MIB
 RSS_MAX = (1 << 30) + AT_ONCE * SIZE
 """What the README states."""
 START = 1_699_999_998 * 10**9
-COLUMNS = """
+CONFIG = """
+nodes_max: 10
 columns:
   gauge: {sources: [{terms: [{metric: g}]}]}
   rate: {sources: [{terms: [{metric: r, rate: true}]}]}
@@ -77,7 +79,7 @@ class Running:
 @pytest.fixture(scope="module")
 def bridge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     folder = tmp_path_factory.mktemp("bridge")
-    (folder / "bridge.yaml").write_text(COLUMNS)
+    (folder / "bridge.yaml").write_text(CONFIG)
     port, http_port = free_port(), free_port()
     with running_store(folder / "store") as store:
         environment = {
@@ -90,7 +92,7 @@ def bridge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
             "ICOS_FL_BRIDGE_LOG_LEVEL": "ERROR",
         }
         process = subprocess.Popen(
-            [sys.executable, "-m", "icos_fl_otlp_bridge"], env={**os.environ, **environment}
+            tied(sys.executable, "-m", "icos_fl_otlp_bridge"), env={**os.environ, **environment}
         )
         try:
             with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
@@ -255,6 +257,11 @@ DOCUMENTS: dict[str, Callable[[], bytes]] = {
     "lists that nobody knows": lambda: b'{"x":[' + many(b"[]") + b"]}",
     "empty metrics": lambda: (
         b'{"resourceMetrics":[{"scopeMetrics":[{"metrics":[' + many(b"{}") + b"]}]}]}"
+    ),
+    "metrics of three kinds": lambda: (
+        b'{"resourceMetrics":[{"scopeMetrics":[{"metrics":['
+        + many(b'{"sum":1,"gauge":1,"summary":1}', SIZE * 3 // 4)
+        + b"]}]}]}"
     ),
     "empty points": lambda: in_gauge(many(b"{}")),
     "lists in a point": lambda: in_gauge(b'{"x":[' + many(b"[]", 6 * MIB) + b"]}"),

@@ -18,6 +18,7 @@ from icos_fl_otlp_bridge.memory import BYTE_BYTES_MAX, check_decoded
 
 # What values take, by the byte that tells of one.
 _SKIMMED_BYTES: Final = {b"{": 128}
+_SKIMMED_COPIES: Final = 2
 _OPENED_BYTES: Final = {b"{": 256, b"[": 96, b",": 64}
 _COPIES: Final = {True: 3, False: 10}
 """Of a byte of text that is ASCII, or not: one character of four bytes makes all others as wide."""
@@ -95,7 +96,7 @@ class _Opening:
 
     def __init__(self, text: bytes) -> None:
         self._text_bytes = len(text)
-        self._taken = _estimate(text, _SKIMMED_BYTES)
+        self._taken = _estimate(text, _SKIMMED_BYTES) + _SKIMMED_COPIES * len(text)
         check_decoded(self._text_bytes, self._taken)
 
     def fill(self, message: Message, skimmed: _Skimmed, *names: str) -> None:
