@@ -17,8 +17,8 @@ KEPT = """
     folder = pathlib.Path(sys.argv[1])
 
     def work():
-        print("on the terminal", flush=True)
         (folder / "launcher").write_text(str(os.getpid()))
+        print("on the terminal", flush=True)
         if sys.argv[2] == "fail":
             return 5
         if sys.argv[2] == "hang":
@@ -85,8 +85,6 @@ def test_the_end_of_the_command_is_the_end_of_what_is_not_kept_yet(
     process = subprocess.Popen(command(tmp_path, "hang"), stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "on the terminal\n"
-    while not (tmp_path / "launcher").exists():
-        time.sleep(0.02)
     launcher = int((tmp_path / "launcher").read_text())
     process.send_signal(number)
     process.wait(timeout=20)
