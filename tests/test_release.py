@@ -40,11 +40,9 @@ def history() -> None:
         pytest.skip("RELEASES WERE NOT TESTED: this is no clone with its history")
 
 
-@pytest.fixture
-def clone(tmp_path: Path) -> Path:
+def clone_with_a_change(folder: Path) -> Path:
     """A clone with one change of PACKAGE that is not released."""
-    folder = tmp_path / "clone"
-    git(tmp_path, "clone", "--quiet", "--no-tags", str(ROOT), str(folder))
+    git(ROOT, "clone", "--quiet", "--no-tags", str(ROOT), str(folder))
     for name in ("deploy/release", "towncrier.toml"):  # as they are now
         shutil.copy(ROOT / name, folder / name)
     for file in folder.glob("packages/service/changelog.d/*.md"):
@@ -61,9 +59,10 @@ def releases(folder: Path) -> list[dict[str, str]]:
     return found
 
 
-@pytest.fixture
-def released(clone: Path) -> Path:
-    """The clone after a release of PACKAGE as 0.99.0."""
+@pytest.fixture(scope="module")
+def released(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clone after a release of PACKAGE as 0.99.0."""
+    clone = clone_with_a_change(tmp_path_factory.mktemp("released") / "clone")
     status, told = release(clone, PACKAGE, "--version", "0.99.0")
     assert status == 0, told
     return clone
@@ -94,7 +93,8 @@ def test_a_sibling_asks_for_what_was_released_or_later(released: Path):
     assert '"icos-fl-service>=0.99,<1"' in pyproject
 
 
-def test_what_is_not_ready_is_refused_and_nothing_is_changed(clone: Path):
+def test_what_is_not_ready_is_refused_and_nothing_is_changed(tmp_path: Path):
+    clone = clone_with_a_change(tmp_path / "clone")
     head = git(clone, "rev-parse", "HEAD")
     assert release(clone, "icos-fl-warm-runtime")[1].startswith(
         f"release: {PACKAGE} has changed since "
