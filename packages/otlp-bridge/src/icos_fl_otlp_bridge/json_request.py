@@ -40,7 +40,8 @@ class _Metric(_Skimmed):
 
 class _ScopeMetrics(_Skimmed):
     scope: Raw = Raw()
-    metrics: list[_Metric] | None = None
+    metrics: list[Raw] | None = None
+    """Each is looked into by itself: a metric that is told apart takes five times as much."""
 
 
 class _ResourceMetrics(_Skimmed):
@@ -53,6 +54,7 @@ class _Request(_Skimmed):
 
 
 _REQUEST: Final = Decoder(_Request)
+_METRIC: Final = Decoder(_Metric)
 _KINDS: Final = ("gauge", "sum", "histogram", "exponential_histogram", "summary")
 
 
@@ -85,7 +87,7 @@ def _parsed(text: bytes, wanted: frozenset[str]) -> ExportMetricsServiceRequest:
         for of_scope in of_resource.scope_metrics or ():
             scope_metrics = resource_metrics.scope_metrics.add()
             opening.fill(scope_metrics, of_scope, "scope")
-            for metric in of_scope.metrics or ():
+            for metric in map(_METRIC.decode, of_scope.metrics or ()):
                 if metric.name in wanted:
                     opening.fill(scope_metrics.metrics.add(name=metric.name), metric, *_KINDS)
     return request
