@@ -52,6 +52,7 @@ IMAGES = {
     "fl-client": Image("packages/fl-client", 1300),
     "otel-collector": Image("deploy/otel-collector", 200, "builder.yaml", "otelcol"),
     "scaphandre": Image("deploy/scaphandre", 100, "version", "scaphandre"),
+    "gateway": Image("deploy/gateway", 100, "version"),
 }
 
 

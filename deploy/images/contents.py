@@ -23,8 +23,9 @@ def write_contents(engine: Engine, tag: str, out: Path) -> int:
         folder = Path(name)
         # A Python of this machine, with what describes the image's packages.
         venv.create(folder / "venv")
+        site_packages = next(folder.glob("venv/lib/*/site-packages"))
         with engine.files(tag) as files:
-            size = _extract(files, folder, next(folder.glob("venv/lib/*/site-packages")))
+            size = _extract(files, folder, site_packages)
         dpkg = run("dpkg-query", "--admindir", str(folder / "var/lib/dpkg"), "-W")
         out.with_name(f"{out.name}.debian.txt").write_text(dpkg)
         programs = folder / "usr/local/bin"
@@ -32,6 +33,8 @@ def write_contents(engine: Engine, tag: str, out: Path) -> int:
             _write_bom(program.name, _go_modules(program), bom)
         elif (program := programs / "scaphandre").exists():
             _write_bom(program.name, _crates(program.name, tag.rpartition(":")[2]), bom)
+        elif not any(site_packages.iterdir()):
+            _write_bom(out.name, _debian_packages(dpkg), bom)
         else:
             run("cyclonedx-py", "environment", str(folder / "venv"), "--output-file", str(bom))
     return size
@@ -67,6 +70,15 @@ def _crates(name: str, version: str) -> Iterator[PackageURL]:
         raise BuildError(f"no {name}-{version}/Cargo.lock in {sources}; build {name} anew")
     for package in tomllib.loads(lock.read_text())["package"]:
         yield PackageURL("cargo", None, package["name"], package["version"])
+
+
+def _debian_packages(listed: str) -> Iterator[PackageURL]:
+    """Of *listed* as dpkg-query does it."""
+    for line in listed.splitlines():
+        package, version = line.split("\t")
+        name, _, architecture = package.partition(":")
+        qualifiers = {"arch": architecture} if architecture else None
+        yield PackageURL("deb", "debian", name, version, qualifiers)
 
 
 def _write_bom(program: str, packages: Iterable[PackageURL], path: Path) -> None:

@@ -25,6 +25,7 @@ NAMES = (
     "fl-client",
     "otel-collector",
     "scaphandre",
+    "gateway",
 )
 PYTHON = NAMES[:5]
 STOP_SECONDS = 20
