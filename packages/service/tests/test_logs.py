@@ -4,6 +4,8 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 PROGRAM = """
 import logging, threading, warnings
 import structlog
@@ -21,6 +23,7 @@ except ZeroDivisionError:
     logging.getLogger("dataclay").exception("unexpected there")
 warnings.warn("old")
 def fail():
+    token = "s3cret"
     raise OSError("disk on fire")
 thread = threading.Thread(target=fail)
 thread.start()
@@ -29,10 +32,19 @@ fail()
 """
 
 
-def test_every_line_is_json_whoever_tells_it():
-    done = subprocess.run(
+@pytest.fixture(scope="module")
+def done():
+    return subprocess.run(
         [sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=60, check=False
     )
+
+
+def test_an_error_is_told_without_the_values_of_variables(done):
+    assert "disk on fire" in done.stderr
+    assert "s3cret" not in done.stderr
+
+
+def test_every_line_is_json_whoever_tells_it(done):
     assert done.returncode == 1  # it ended by an error that nobody caught
     lines = map(json.loads, done.stderr.splitlines())
     answers, late, ours, theirs, warning, of_thread, uncaught = lines

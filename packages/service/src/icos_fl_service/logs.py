@@ -5,7 +5,9 @@ import sys
 import threading
 
 import structlog
+from structlog.processors import ExceptionRenderer
 from structlog.stdlib import ProcessorFormatter
+from structlog.tracebacks import ExceptionDictTransformer
 
 _uncaught = logging.getLogger("uncaught")
 
@@ -55,4 +57,6 @@ def _facts() -> list[structlog.typing.Processor]:
 def _rendering() -> list[structlog.typing.Processor]:
     if sys.stderr.isatty():
         return [structlog.dev.ConsoleRenderer()]
-    return [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
+    # Values of variables are no business of a log: there are tokens, and rows, among them.
+    tracebacks = ExceptionRenderer(ExceptionDictTransformer(show_locals=False))
+    return [tracebacks, structlog.processors.JSONRenderer()]
