@@ -82,7 +82,7 @@ def test_an_interrupted_run_is_failed(run, make_node):
 
 def test_a_result_folder_that_cannot_be_made_is_told_with_its_place(run, make_node, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ServerError, match=r"result-dir: .*file/history\.json cannot be written"):
+    with pytest.raises(ServerError, match=r"result-dir: .*file/run\.lock cannot be written"):
         run(make_node("a"), result_dir=str(tmp_path / "file"))
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from icos_fl_server.checkpoints import load_run
 from icos_fl_server.errors import ServerError
-from icos_fl_server.settings import parse
+from icos_fl_server.quiesce import quiesce
+from icos_fl_server.settings import RunConfig, parse
 
 
 def main() -> None:
@@ -19,6 +20,8 @@ def main() -> None:
         from icos_fl_server.enrolment.service import serve
 
         serve()
+    elif arguments.command == "quiesce":
+        _quiesce(arguments.folder, arguments.timeout)
     else:
         _node(arguments)
 
@@ -31,6 +34,14 @@ def _check(file: Path) -> None:
     except (ServerError, OSError, ValueError) as error:
         print(error, file=sys.stderr)
         sys.exit(2)
+
+
+def _quiesce(folder: Path, timeout_seconds: float) -> None:
+    try:
+        lines = quiesce(folder, timeout_seconds)
+    except (ServerError, OSError) as error:
+        sys.exit(f"icos-fl-server: {error}")
+    print("\n".join(lines) or f"{folder}: no run is under way")
 
 
 def _node(arguments: argparse.Namespace) -> None:
@@ -59,6 +70,21 @@ def _parser() -> argparse.ArgumentParser:
     check = commands.add_parser("check", help="check a run configuration without running it")
     check.add_argument("file", type=Path, help="TOML, as flwr run --run-config takes it")
     commands.add_parser("enrolment", help="take in nodes that were invited, until SIGTERM")
+    end = commands.add_parser("quiesce", help="end the run with the round in hand, and wait for it")
+    end.add_argument(
+        "folder",
+        type=Path,
+        nargs="?",
+        default=RunConfig.model_fields["result_dir"].default,
+        help="result-dir of the run, or a folder of such (default: %(default)s)",
+    )
+    end.add_argument(
+        "--timeout",
+        type=float,
+        default=900.0,
+        metavar="SECONDS",
+        help="how long to wait for the end of the round (default: %(default)g)",
+    )
     whats = commands.add_parser("node", help="who may take part").add_subparsers(
         dest="what", required=True, metavar="WHAT"
     )

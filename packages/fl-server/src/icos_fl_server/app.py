@@ -13,6 +13,7 @@ from icos_fl_server.errors import ServerError
 from icos_fl_server.federation import Federation
 from icos_fl_server.history import History
 from icos_fl_server.model_state import ModelStates
+from icos_fl_server.quiesce import Quiesced, Request
 from icos_fl_server.settings import RunConfig, parse
 from icos_fl_server.tracking import Tracking
 
@@ -27,6 +28,13 @@ def main(grid: Grid, context: Context) -> None:
     logs.configure()
     raw = context.run_config
     folder = Path(str(raw.get("result-dir", RunConfig.model_fields["result_dir"].default)))
+    request = Request(folder)
+    with request.awaited():
+        _run(grid, context, folder, request)
+
+
+def _run(grid: Grid, context: Context, folder: Path, request: Request) -> None:
+    raw = context.run_config
     history = History(folder, str(context.run_id))
     tracking: Tracking | None = None
     try:
@@ -36,7 +44,11 @@ def main(grid: Grid, context: Context) -> None:
         checkpoints = Checkpoints(folder / "checkpoints", raw)
         states = ModelStates(config.store, raw)
         with metrics.told(history.facts, config.metrics_address):
-            Federation(grid, config, history, checkpoints, tracking, states).run()
+            Federation(grid, config, history, checkpoints, tracking, states, request).run()
+    except Quiesced:
+        left = config.num_server_rounds - len(history.facts["rounds"])
+        history.end("quiesced", f"asked to; {left} of {config.num_server_rounds} rounds are left")
+        log.info("run quiesced", rounds_left=left)
     except BaseException as error:
         reason = _reason(error)
         history.end("failed", reason)

@@ -20,6 +20,7 @@ from icos_fl_server.history import Facts, History
 from icos_fl_server.messages import Failure, Models, Numbers, Reply, exchange, models_of, request
 from icos_fl_server.model_state import ModelStates
 from icos_fl_server.models import Model
+from icos_fl_server.quiesce import Quiesced, Request
 from icos_fl_server.settings import RunConfig
 from icos_fl_server.tracking import Tracking
 from icos_fl_server.usable import Sorted, extras, sort_reply, weighted
@@ -33,7 +34,7 @@ log = structlog.get_logger()
 
 
 class Federation:
-    """One run. Whatever ends it early is a ServerError."""
+    """One run. What ends it early is a ServerError, or Quiesced where it was asked to end."""
 
     def __init__(
         self,
@@ -43,6 +44,7 @@ class Federation:
         checkpoints: Checkpoints,
         tracking: Tracking,
         states: ModelStates,
+        request: Request,
     ) -> None:
         self._grid = grid
         self._config = config
@@ -50,6 +52,7 @@ class Federation:
         self._checkpoints = checkpoints
         self._tracking = tracking
         self._states = states
+        self._request = request
         self._roster = nodes.Roster()
         self._models: dict[str, Model] = {}
         self._first_round = 0
@@ -64,11 +67,17 @@ class Federation:
         config = self._config
         resumed = load_run(Path(config.resume), config.metric) if config.resume else {}
         needed = max(config.min_available_clients, self._minimum + bool(config.server_node))
-        ids = nodes.wait_for_nodes(self._grid, needed, config.node_timeout)
+        ids = nodes.wait_for_nodes(self._grid, needed, config.node_timeout, self._request.look)
         self._begin(self._introduce(ids), resumed)
         last: Facts | None = None
-        for number in range(1, config.num_server_rounds + 1):
-            last = self._round(number, last)
+        try:
+            for number in range(1, config.num_server_rounds + 1):
+                self._request.look()
+                last = self._round(number, *self._present(), last)
+        except Quiesced:
+            if last:
+                self._judge_last(last)
+            raise
         self._judge_last(last)
         rounds = self._history.facts["rounds"]
         if all(entry["state"] == "skipped" for entry in rounds):
@@ -149,7 +158,7 @@ class Federation:
     def _present(self) -> tuple[list[int], list[int]]:
         """Connected nodes that have said who they are, and those that have not.
 
-        Waits for enough of the former. Raises ServerError after node-timeout.
+        Waits for enough of the former. Raises ServerError after node-timeout, and Quiesced.
         """
         deadline = time.monotonic() + self._config.node_timeout
         asked: set[int] = set()
@@ -168,6 +177,7 @@ class Federation:
                     f"after {self._config.node_timeout:g} s (node-timeout)"
                 )
             else:
+                self._request.look()
                 time.sleep(nodes.LOOK_SECONDS)
 
     def _learners(self, ids: Iterable[int]) -> list[int]:
@@ -176,10 +186,11 @@ class Federation:
 
     # One round
 
-    def _round(self, number: int, before: Facts | None) -> Facts:
+    def _round(
+        self, number: int, known: list[int], strangers: list[int], before: Facts | None
+    ) -> Facts:
         """One round; what is said of the weights that it begins with goes to *before*."""
         entry = self._history.begin_round(number)
-        known, strangers = self._present()
         learners = self._learners(known)
         train_ids = nodes.sample(learners, self._config.fraction_fit, self._minimum, self._choose)
         messages = self._messages(number, train_ids, self._judges(known))

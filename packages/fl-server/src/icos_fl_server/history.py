@@ -59,7 +59,7 @@ class History:
         self.write()
 
     def end(self, state: str, reason: str = "") -> None:
-        """``finished``, or ``failed`` with the reason."""
+        """``finished``; ``failed`` or ``quiesced`` with the reason."""
         self.facts["state"], self.facts["reason"] = state, reason
         self.write()
 

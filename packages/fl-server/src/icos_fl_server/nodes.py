@@ -2,7 +2,7 @@
 
 import random
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, Never
 
 import numpy as np
@@ -18,8 +18,13 @@ LOOK_SECONDS = 0.5
 log = structlog.get_logger()
 
 
-def wait_for_nodes(grid: Grid, needed: int, timeout_seconds: float) -> list[int]:
-    """Ids of the connected nodes, as soon as *needed* are there. Raises ServerError at the end."""
+def wait_for_nodes(
+    grid: Grid, needed: int, timeout_seconds: float, look: Callable[[], None]
+) -> list[int]:
+    """Ids of the connected nodes, as soon as *needed* are there. Raises ServerError at the end.
+
+    What *look* raises, which is called meanwhile, ends it too.
+    """
     deadline = time.monotonic() + timeout_seconds
     seen = -1
     while True:
@@ -34,6 +39,7 @@ def wait_for_nodes(grid: Grid, needed: int, timeout_seconds: float) -> list[int]
                 f"{needed} nodes needed, {len(ids)} there "
                 f"after {timeout_seconds:g} s (node-timeout)"
             )
+        look()
         time.sleep(LOOK_SECONDS)
 
 
