@@ -8,6 +8,8 @@ import os
 import signal
 import subprocess
 import sys
+import time
+import tomllib
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -18,6 +20,7 @@ import numpy as np
 import psutil
 import pytest
 from icos_fl_local import replay, traces
+from icos_fl_local.run import read_history
 
 UP_SECONDS = 200.0
 STOP_SECONDS = 60.0
@@ -185,6 +188,43 @@ def test_another_run_goes_on_from_the_checkpoints(kept: Kept) -> None:
     result = json.loads(out)
     assert result["run_config"]["resume"].endswith("runs/0001/checkpoints")
     assert result["history"]["state"] == "finished"
+
+
+def test_a_quiesced_run_ends_with_its_round_and_the_next_one_does_the_rest(kept: Kept) -> None:
+    command_line, _ = kept
+
+    def train_until_a_round(*arguments: str) -> tuple["subprocess.Popen[str]", Path]:
+        runs = command_line.folder / ".icos-fl/runs"
+        before = set(runs.iterdir())
+        process = command_line.popen("train", *arguments)
+        deadline = time.monotonic() + UP_SECONDS
+        while True:
+            for folder in set(runs.iterdir()) - before:
+                history = read_history(folder / "history.json")
+                if history and len(history["rounds"]) > 1:
+                    return process, folder
+            assert process.poll() is None, process.communicate()[0]
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+
+    def quiesce(process: "subprocess.Popen[str]") -> str:
+        status, out = command_line.run("quiesce", timeout_seconds=UP_SECONDS)
+        said, _ = process.communicate(timeout=STOP_SECONDS)
+        assert (status, process.returncode) == (0, 4), out + said
+        return out
+
+    first = train_until_a_round("--rounds", "1000")
+    out = quiesce(first[0])
+    status, told = command_line.run("status", "--json")
+    found = json.loads(told)
+    done = found["run"]["round"]
+    assert f"asked to; {1000 - done} of 1000 rounds are left" in out
+    assert (status, found["run"]["state"], found["quiesced"]) == (0, "quiesced", True)
+    second = train_until_a_round()
+    quiesce(second[0])
+    config = tomllib.loads((second[1] / "run-config.toml").read_text())
+    assert config["num-server-rounds"] == 1000 - done
+    assert config["resume"] == str(first[1] / "checkpoints")
 
 
 def test_status_names_a_sensor_that_cannot_be_read_until_it_can(kept: Kept) -> None:

@@ -178,6 +178,12 @@ def _logs(arguments: argparse.Namespace) -> int:
     return commands.logs(state, arguments.component, follow=arguments.follow)
 
 
+def _quiesce(arguments: argparse.Namespace) -> int:
+    from icos_fl_local import commands
+
+    return commands.quiesce(StateFolder(arguments.state_dir), arguments.timeout)
+
+
 def _down(arguments: argparse.Namespace) -> int:
     from icos_fl_local import commands
 
@@ -284,6 +290,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "window": _window,
     "forecast": _forecast,
     "logs": _logs,
+    "quiesce": _quiesce,
     "down": _down,
 }
 
@@ -398,6 +405,13 @@ def _parser() -> argparse.ArgumentParser:
     logs = add("logs", "a component's log, or the end of all")
     logs.add_argument("component", nargs="?", metavar="COMPONENT")
     logs.add_argument("-f", "--follow", action="store_true", help="go on as lines come")
+    quiesce = add(
+        "quiesce", "end the run with the round in hand, and begin no other until 'icos-fl train'"
+    )
+    quiesce.add_argument(
+        "--timeout", type=float, default=900.0, metavar="SECONDS",
+        help="how long to wait for the end of the round (default: %(default)g)",
+    )  # fmt: skip
     add("down", "stop everything")
     _add_certs(commands)
     _add_node(commands)

@@ -32,6 +32,7 @@ from icos_fl_local.up import (
 
 _DOWN_SECONDS = 90.0
 _LOG_LINES = 20
+_LOOK_SECONDS = 0.5
 _WATCH_SECONDS = 30.0
 
 
@@ -62,6 +63,7 @@ def status(state: StateFolder, *, as_json: bool) -> int:
     found = {
         "state": description["state"],
         "healthy": healthy and not worst,
+        "quiesced": state.quiesced.exists(),
         "pid": description["pid"],
         "source": description["source"],
         "metrics": description["metrics"],
@@ -118,14 +120,18 @@ def train(
     merged["metric"] = ",".join(metrics)
     if "resume" not in asked:
         merged.pop("resume", None)
-        last = state.last_run(description["started_unix_s"])
-        if last is not None and (last / "checkpoints").is_dir():
-            merged["resume"] = str(last / "checkpoints")
+        if checkpoints := state.last_checkpoints(description["started_unix_s"]):
+            merged["resume"] = str(checkpoints)
+    last = state.last_run(description["started_unix_s"])
+    history = run.read_history(last / "history.json") if last else None
+    if history and history["state"] == "quiesced" and "num-server-rounds" not in asked:
+        merged["num-server-rounds"] = run.rounds_left(history)
     if "result-dir" in asked:
         merged["result-dir"] = asked["result-dir"]
     with Progress(to(as_json)) as progress, Supervisor(state.logs, deployment.env()) as supervisor:
         config = new_config(deployment, merged, metrics, description["sampling_seconds"])
         run.check(config)
+        state.quiesced.unlink(missing_ok=True)
         result = train_and_judge(
             deployment,
             supervisor,
@@ -136,6 +142,28 @@ def train(
         )
         tell(result, out, progress, as_json=as_json)
         progress.say(progress.timing())
+    return 0
+
+
+def quiesce(state: StateFolder, timeout_seconds: float) -> int:
+    """Have no run begin, and the one under way end with the round in hand; wait for it."""
+    state.read_running()
+    until = time.monotonic() + timeout_seconds
+    state.quiesced.touch()
+    folder = None
+    while under_way := state.run_under_way():
+        folder = under_way
+        with contextlib.suppress(FileNotFoundError):  # the ServerApp has not begun
+            (folder / "run.lock").write_text("quiesce\n")
+        if time.monotonic() > until:
+            raise LocalError(
+                f"the round in hand has not ended within {timeout_seconds:g} s; "
+                "the run still ends with it"
+            )
+        time.sleep(_LOOK_SECONDS)
+    history = run.read_history(folder / "history.json") if folder else None
+    how = f"run {history['state']}: {history['reason'] or 'all rounds are done'}" if history else ""
+    print(f"quiesced; {how or 'no run was under way'}; go on with 'icos-fl train{state.option}'")
     return 0
 
 
@@ -250,7 +278,8 @@ def _last_run(state: StateFolder, since_unix_s: float) -> dict[str, Any] | None:
 
 
 def _status_text(found: dict[str, Any]) -> str:
-    lines = [f"{found['state']} (pid {found['pid']}), source {found['source']}"]
+    quiesced = ", quiesced: no run begins" if found["quiesced"] else ""
+    lines = [f"{found['state']} (pid {found['pid']}), source {found['source']}{quiesced}"]
     for name, facts in found["components"].items():
         word = "up  " if facts["up"] else "down"
         metrics = f", metrics {facts['metrics_port']}" if facts["metrics_port"] else ""

@@ -21,6 +21,12 @@ class NothingRunning(LocalError):
     exit_status = 3
 
 
+class Quiesced(LocalError):
+    """A run ended before its last round, or did not begin, because it was asked to."""
+
+    exit_status = 4
+
+
 class Interrupted(BaseException):
     """SIGINT or SIGTERM came. Not an Exception: nothing on the way may swallow it."""
 

@@ -1,6 +1,7 @@
 """One federated run: submit it to the SuperLink, follow its history, judge what came out."""
 
 import json
+import re
 import subprocess
 import tempfile
 import time
@@ -9,17 +10,20 @@ from pathlib import Path
 from typing import Any
 
 from icos_fl_local.deployment import Deployment, module, script
-from icos_fl_local.errors import Interrupted, LocalError, UsageError
+from icos_fl_local.errors import Interrupted, LocalError, Quiesced, UsageError
 from icos_fl_local.progress import Progress
 from icos_fl_local.run_config import FLOWER_APP, Value, to_toml
-from icos_fl_local.supervisor import Supervisor, log_tail
+from icos_fl_local.supervisor import Supervisor, Task, log_tail
 
 _POLL_SECONDS = 0.5
-# A ServerApp that dies cannot write it in the history, so the SuperLink is asked after a silence.
+# A ServerApp that dies cannot write it in the history, so the SuperLink is asked: when the log that
+# is followed ends, and after a silence.
 _SILENCE_SECONDS = 45.0
-_FIRST_SILENCE_SECONDS = 25.0  # until there is a history
 _COMPLAINTS_MAX = 8  # at once
+_SUBMITTED = re.compile(r"Successfully started run (\d+)")
 WAITING = "training: waiting for nodes"
+OVER = ("finished", "failed", "quiesced")
+"""States of a run that has ended."""
 
 
 def train(
@@ -34,9 +38,9 @@ def train(
 ) -> dict[str, Any]:
     """Run the Flower app with *config* to its end; return its history.
 
-    Raises LocalError, with the run's own reason, if it fails. *stop_if_interrupted* is for a
-    deployment that goes on without this process, *federation* what Flower's simulation runtime is
-    told of the virtual nodes.
+    Raises LocalError, with the run's own reason, if it fails, and Quiesced. *stop_if_interrupted*
+    is for a deployment that goes on without this process, *federation* what Flower's simulation
+    runtime is told of the virtual nodes.
     """
     result_folder = Path(str(config["result-dir"]))
     result_folder.mkdir(parents=True, exist_ok=True)
@@ -45,13 +49,17 @@ def train(
     _write_connection(deployment)
     waiting = "training: Ray starts its workers" if federation else WAITING
     progress.training(waiting)
-    run_id = _submit(supervisor, app, config_file, federation)
-    try:
-        history = _follow(supervisor, run_id, result_folder / "history.json", progress, waiting)
-    except Interrupted:
-        if stop_if_interrupted:
-            supervisor.call("flwr-stop", (*script("flwr"), "stop", run_id, "local"))
-        raise
+    with supervisor.meanwhile("flwr-run", _submission(app, config_file, federation)) as submission:
+        run_id = _run_id(submission)
+        try:
+            path = result_folder / "history.json"
+            history = _follow(supervisor, submission, run_id, path, progress, waiting)
+        except Interrupted:
+            if stop_if_interrupted:
+                supervisor.call("flwr-stop", (*script("flwr"), "stop", run_id, "local"))
+            raise
+    if history["state"] == "quiesced":
+        raise Quiesced(f"the run is quiesced: {history['reason']}")
     if history["state"] == "failed":
         raise LocalError(
             f"the run failed: {history['reason']}; log: {supervisor.log_path('superlink')}"
@@ -140,12 +148,22 @@ def describe(history: Mapping[str, Any], waiting: str = WAITING) -> str:
     return f"{line}, training loss: {', '.join(known)}" if known else line
 
 
+def rounds_left(history: Mapping[str, Any]) -> int:
+    """Of a run that ended before its last round."""
+    return int(history["rounds_total"]) - len(history["rounds"])
+
+
 def _follow(
-    supervisor: Supervisor, run_id: str, path: Path, progress: Progress, waiting: str
+    supervisor: Supervisor,
+    submission: Task,
+    run_id: str,
+    path: Path,
+    progress: Progress,
+    waiting: str,
 ) -> dict[str, Any]:
     told: set[str] = set()
     seen: dict[str, Any] | None = None
-    heard = time.monotonic()
+    heard, is_over = time.monotonic(), False
     while True:
         supervisor.check()
         history = read_history(path)
@@ -158,11 +176,12 @@ def _follow(
                 progress.say(complaint)
             if len(new) > _COMPLAINTS_MAX:
                 progress.say(f"and {len(new) - _COMPLAINTS_MAX} more of the kind: {path}")
-            if history["state"] in ("finished", "failed"):
+            if history["state"] in OVER:
                 return history
-        patience = _FIRST_SILENCE_SECONDS if seen is None else _SILENCE_SECONDS
-        if time.monotonic() - heard > patience:
-            _ensure_alive(supervisor, run_id, path)
+        # It follows the run's log, unless the SuperLink was away.
+        over, is_over = is_over, submission.is_over
+        if is_over is not over or time.monotonic() - heard > _SILENCE_SECONDS:
+            _ensure_alive(supervisor, submission, run_id, path)
             heard = time.monotonic()
         time.sleep(_POLL_SECONDS)
 
@@ -175,30 +194,51 @@ def _complaints(history: Mapping[str, Any]) -> list[str]:
     return [f"{node}: {cause}" for node, cause in causes if cause]
 
 
-def _submit(supervisor: Supervisor, app: Path, config_file: Path, federation: str) -> str:
-    command = (*script("flwr"), "run", str(app), "local")
-    options = ("--run-config", str(config_file), "--format", "json")
+def _submission(app: Path, config_file: Path, federation: str) -> tuple[str, ...]:
+    """A command that submits the run, prints its id, then its log, and ends with the run."""
+    command = (*script("flwr"), "run", str(app), "local", "--stream")
     simulated = ("--federation-config", federation) if federation else ()
-    answer = _json(supervisor.call("flwr-run", command + options + simulated))
-    if not answer.get("success") or "run-id" not in answer:
-        raise LocalError(
-            f"the SuperLink did not take the run: {answer.get('error-message', answer)}"
-        )
-    return str(answer["run-id"])
+    return (*command, "--run-config", str(config_file), *simulated)
 
 
-def _ensure_alive(supervisor: Supervisor, run_id: str, history: Path) -> None:
+def _run_id(submission: Task) -> str:
+    while not (found := _SUBMITTED.search(submission.printed)):
+        if submission.is_over:
+            raise LocalError(f"the SuperLink did not take the run: {submission.wait()[-300:]}")
+        time.sleep(_POLL_SECONDS / 5)
+    return found[1]
+
+
+def _ensure_alive(supervisor: Supervisor, submission: Task, run_id: str, history: Path) -> None:
     """Raise LocalError if the SuperLink says that the run is over."""
     command = (*script("flwr"), "list", "local", "--run-id", run_id, "--format", "json")
     runs = _json(supervisor.call("flwr-list", command)).get("runs", [])
-    status = str(runs[0].get("status", "")) if runs else ""
+    facts = runs[0] if runs else {}
+    status = str(facts.get("status", ""))
     over = read_history(history)
-    if not status.startswith("finished") or (over and over["state"] in ("finished", "failed")):
+    if not status.startswith("finished") or (over and over["state"] in OVER):
         return
     log = supervisor.log_path("flwr-log")
-    log.write_text(supervisor.call("flwr-log", (*script("flwr"), "log", run_id, "local", "--show")))
-    last = "".join(f"\n  | {line}" for line in log_tail(log, 10))
-    raise LocalError(f"the run ended without a word ({status}); its last lines:{last}\nlog: {log}")
+    log.write_text(submission.printed)
+    reason = f"it ended without a word: {facts.get('status-details') or status}"
+    _note_failure(history, run_id, reason)
+    last = "".join(f"\n  | {line[:300]}" for line in log_tail(log, 10) if line)
+    raise LocalError(f"the run failed: {reason}; its last lines:{last}\nlog: {log}")
+
+
+def _note_failure(path: Path, run_id: str, reason: str) -> None:
+    """In the history, as the ServerApp could not."""
+    history = read_history(path) or {
+        "protocol": 1,
+        "run": run_id,
+        "metrics": [],
+        "rounds_total": 0,
+        "nodes": {},
+        "rounds": [],
+    }
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps({**history, "state": "failed", "reason": reason}, indent=1))
+    temporary.replace(path)
 
 
 def _json(printed: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from icos_fl_local.errors import LocalError, NothingRunning
+from icos_fl_local.errors import LocalError, NothingRunning, Quiesced
 
 DEFAULT = Path(".icos-fl")
 _LOCK = "lock"
@@ -29,6 +29,9 @@ class StateFolder:
         """What healthy windows look like, if the user has written it."""
         self.prometheus = self.folder / "prometheus.yml"
         """Scrapes all parts of the deployment."""
+        self.quiesced = self.folder / "quiesced"
+        """While it is there, no run begins."""
+        self._run_lock = self.folder / "run.lock"
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -50,11 +53,27 @@ class StateFolder:
             yield
 
     @contextlib.contextmanager
-    def one_run_at_a_time(self) -> Iterator[None]:
-        """Wait until no other process has a run of this deployment under way."""
-        with (self.folder / "run.lock").open("a") as stream:
+    def one_run_at_a_time(self, folder: str) -> Iterator[None]:
+        """Wait until no other process has a run of this deployment under way; ours has *folder*.
+
+        Raises Quiesced if none is to begin.
+        """
+        with self._run_lock.open("a") as stream:
             _lock(stream.fileno(), wait=True)
+            if self.quiesced.exists():
+                raise Quiesced(f"no run begins until 'icos-fl train{self.option}'")
+            stream.truncate(0)
+            stream.write(folder)
+            stream.flush()
             yield
+
+    def run_under_way(self) -> Path | None:
+        """The result folder of the run that some process has under way."""
+        with self._run_lock.open("a+") as stream:
+            if _lock(stream.fileno(), wait=False):
+                return None
+            stream.seek(0)
+            return Path(stream.read())
 
     def is_running(self) -> bool:
         """Does a launcher hold the folder?"""
@@ -103,6 +122,12 @@ class StateFolder:
         if newest is None or written[newest] < since_unix_s:
             return None
         return newest.parent
+
+    def last_checkpoints(self, since_unix_s: float) -> Path | None:
+        """The newest since then: a run that ended before its first round has none."""
+        written = {path: path.stat().st_mtime for path in self.runs.glob("*/checkpoints")}
+        newest = max(written, key=lambda path: written[path], default=None)
+        return newest if newest is not None and written[newest] >= since_unix_s else None
 
     def new_run(self) -> Path:
         """A name for the next run's folder, which is not made."""

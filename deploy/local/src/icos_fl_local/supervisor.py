@@ -1,11 +1,12 @@
 """Starts the components as processes, notices when one dies, and stops them without a rest."""
 
+import contextlib
 import re
 import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TypeVar
@@ -52,6 +53,40 @@ class _Running:
     process: subprocess.Popen[bytes]
     log: Path
     is_ready: bool = False
+
+
+@dataclass(frozen=True)
+class Task:
+    """A command under way."""
+
+    name: str
+    _process: subprocess.Popen[bytes]
+    _out: Path
+    _log: Path
+    _check: Callable[[], None]
+
+    @property
+    def is_over(self) -> bool:
+        """Has it ended?"""
+        return self._process.poll() is not None
+
+    @property
+    def printed(self) -> str:
+        """What it has printed so far."""
+        return self._out.read_text(errors="replace")
+
+    def wait(self) -> str:
+        """What it printed, when it has ended. Raises as ``Supervisor.call``."""
+        while not self.is_over:
+            self._check()
+            time.sleep(_POLL_SECONDS)
+        if self._process.returncode != 0:
+            with self._log.open("a") as stream:
+                stream.write(self.printed)
+            raise TaskFailed(
+                f"{self.name} failed ({_ending(self._process.returncode)})" + _log_end(self._log)
+            )
+        return self.printed
 
 
 class Supervisor:
@@ -137,22 +172,27 @@ class Supervisor:
 
         Raises TaskFailed if its exit status is not 0, ComponentDied as soon as a component dies.
         """
+        with self.meanwhile(name, command, env) as task:
+            return task.wait()
+
+    @contextlib.contextmanager
+    def meanwhile(
+        self, name: str, command: tuple[str, ...], env: Mapping[str, str] | None = None
+    ) -> Iterator["Task"]:
+        """Run *command*, at most while the block lasts; its errors go to the log of *name*."""
         log = self.log_path(name)
         out_path = log.with_suffix(".out")
         with out_path.open("wb") as out, log.open("ab") as errors:
             process = self._popen(command, env or {}, out, errors)
         self._tasks.append(process)
-        while process.poll() is None:
-            self.check()
-            time.sleep(_POLL_SECONDS)
-        self._tasks.remove(process)
-        printed = out_path.read_text(errors="replace")
-        out_path.unlink()
-        if process.returncode != 0:
-            with log.open("a") as stream:
-                stream.write(printed)
-            raise TaskFailed(f"{name} failed ({_ending(process.returncode)})" + _log_end(log))
-        return printed
+        try:
+            yield Task(name, process, out_path, log, self.check)
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                process.wait()
+            self._tasks.remove(process)
+            out_path.unlink()
 
     def during(self, work: Callable[[], T]) -> T:
         """Call *work* in a thread, and watch the components meanwhile; return what it returns."""

@@ -38,7 +38,7 @@ from icos_fl_local.deployment import (
     metrics_names,
     parse_ports,
 )
-from icos_fl_local.errors import LocalError, UsageError
+from icos_fl_local.errors import LocalError, Quiesced, UsageError
 from icos_fl_local.processor_client import ProcessorClient
 from icos_fl_local.progress import Progress, to
 from icos_fl_local.run_config import Value
@@ -191,11 +191,13 @@ def up(options: Options) -> int:
     state = StateFolder(options.state_folder)
     with state.lock(), Progress(to(options.json)) as progress:
         deployment = Deployment(state, source.nodes, ports, options.runtime)
+        state.quiesced.unlink(missing_ok=True)
         session = _Session(options, overrides, source, metrics, deployment, progress)
         try:
             return session.run()
         except LocalError as error:
-            session.note("failed", str(error).splitlines()[0])
+            if not isinstance(error, Quiesced):
+                session.note("failed", str(error).splitlines()[0])
             raise
         finally:
             if session.state != "failed":
@@ -306,15 +308,21 @@ class _Session:
     def _config(self) -> dict[str, Value]:
         """Of the next run, which goes on from the model of the run before."""
         overrides = dict(self.overrides)
-        last = self.deployment.state.last_run(self._started)
-        if last is not None and (last / "checkpoints").is_dir():
-            overrides["resume"] = str(last / "checkpoints")
+        if last := self.deployment.state.last_checkpoints(self._started):
+            overrides["resume"] = str(last)
         return new_config(self.deployment, overrides, self.metrics, self.source.sampling_seconds)
 
     def _train_and_tell(self) -> None:
-        result = train_and_judge(
-            self.deployment, self._supervisor, self._config(), self.source.name, self.progress
-        )
+        """A run. Of a deployment that goes on with another one it is no end if it is quiesced."""
+        try:
+            result = train_and_judge(
+                self.deployment, self._supervisor, self._config(), self.source.name, self.progress
+            )
+        except Quiesced as quiesced:
+            if not self.options.keep:
+                raise
+            self.progress.say(str(quiesced))
+            return
         tell(result, self.options.out, self.progress, as_json=self.options.json)
 
     def _train_again_and_again(self) -> None:
@@ -338,7 +346,7 @@ class _Session:
                 self.progress.stages.clear()
 
     def _pause(self, until: float) -> None:
-        while time.monotonic() < until:
+        while time.monotonic() < until or self.deployment.state.quiesced.exists():
             self._supervisor.check()
             time.sleep(_LOOK_SECONDS)
         self.progress.stage("pause")
@@ -407,7 +415,7 @@ def train_and_judge(
 ) -> dict[str, Any]:
     """A run, and what its model is worth: the result that ``report`` shows and --json prints."""
     metrics = str(config["metric"]).split(",")
-    with deployment.state.one_run_at_a_time():
+    with deployment.state.one_run_at_a_time(str(config["result-dir"])):
         history = run.train(
             deployment, supervisor, config, progress, stop_if_interrupted=stop_if_interrupted
         )

@@ -1,0 +1,74 @@
+"""A run whose ServerApp dies without a word, on a real SuperLink."""
+
+import io
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from icos_fl_local import run
+from icos_fl_local.deployment import Deployment, assign_ports
+from icos_fl_local.errors import LocalError
+from icos_fl_local.progress import Progress
+from icos_fl_local.state import StateFolder
+from icos_fl_local.supervisor import Supervisor
+
+SECONDS_MAX = 25.0
+"""Of a busy machine, Flower's command included."""
+
+PYPROJECT = """
+[project]
+name = "dying"
+version = "1.0.0"
+dependencies = ["flwr"]
+[tool.flwr.app]
+publisher = "test"
+[tool.flwr.app.components]
+serverapp = "server_app:app"
+clientapp = "client_app:app"
+[tool.flwr.app.config]
+result-dir = ""
+"""
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Deployment, Supervisor]]:
+    """A SuperLink without nodes."""
+    state = StateFolder(tmp_path_factory.mktemp("state"))
+    ports = assign_ports(["superlink", "processor", "metadata", "metrics-superlink"], {})
+    deployment = Deployment(state, (), ports)
+    with state.lock(), Supervisor(state.logs, deployment.env()) as supervisor:
+        supervisor.start(deployment._flower())
+        yield deployment, supervisor
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        ("import module_that_is_not_there", "No module named 'module_that_is_not_there'"),
+        ("import os; os._exit(3)", "exit status 3"),
+    ],
+    ids=["raises", "exits"],
+)
+def test_a_serverapp_that_dies_at_import_is_told_within_seconds(
+    running: tuple[Deployment, Supervisor], tmp_path: Path, code: str, reason: str
+) -> None:
+    app = tmp_path / "app"
+    app.mkdir()
+    (app / "pyproject.toml").write_text(PYPROJECT)
+    (app / "server_app.py").write_text(
+        f"{code}\nfrom flwr.serverapp import ServerApp\napp = ServerApp()\n"
+    )
+    (app / "client_app.py").write_text("from flwr.clientapp import ClientApp\napp = ClientApp()\n")
+    config = {"result-dir": str(tmp_path / "result")}
+    began = time.monotonic()
+    with pytest.raises(LocalError) as raised:
+        run.train(*running, config, Progress(io.StringIO()), app=app)
+    seconds = time.monotonic() - began
+    print(f"\ntold after {seconds:.1f} s: {raised.value}")
+    assert reason in str(raised.value)
+    assert seconds < SECONDS_MAX
+    history = run.read_history(tmp_path / "result/history.json")
+    assert history is not None
+    assert history["state"] == "failed"
+    assert reason in history["reason"]
