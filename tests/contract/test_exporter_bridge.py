@@ -11,8 +11,7 @@ import pytest
 import trustme
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from icos_fl_otlp_bridge import BridgeConfig, Server, default_config, load_config
-from icos_fl_otlp_bridge.security import Security, load_security
-from icos_fl_otlp_bridge.settings import TlsSettings
+from icos_fl_service.security import Security, TlsSettings, load_security
 from icos_fl_timeseries_store import DEFAULT_CAPACITY_ROWS, MemoryStore, StoreUnavailable, Window
 from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import (
     OTLPMetricExporter as GrpcMetricExporter,
@@ -228,6 +227,8 @@ def secured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Security, 
     authority.cert_pem.write_to_path(root)
     tokens = tmp_path / "tokens"
     tokens.write_text(f"{TOKEN}\n")
+    for secret in (key, tokens):
+        secret.chmod(0o600)
     return load_security(TlsSettings(certificate=certificate, key=key), tokens), root
 
 

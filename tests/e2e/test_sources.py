@@ -217,11 +217,13 @@ class Secrets:
             issued = authority.issue_cert(host)
             authority.cert_pem.write_to_path(self.folder / f"{owner}-ca.pem")
             issued.private_key_pem.write_to_path(self.folder / f"{owner}.key")
+            (self.folder / f"{owner}.key").chmod(0o600)
             issued.cert_chain_pems[0].write_to_path(self.folder / f"{owner}.pem")
 
     def accept(self, *tokens: str) -> None:
         """The bridge's tokens, once it reads them."""
         (self.folder / "tokens").write_text("\n".join(tokens))
+        (self.folder / "tokens").chmod(0o600)
 
     def present(self, token: str) -> None:
         """The Collector's token."""

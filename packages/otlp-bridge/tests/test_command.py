@@ -106,6 +106,7 @@ def test_sighup_takes_a_new_configuration_over_and_refuses_a_bad_one(tmp_path: P
     config, tokens = tmp_path / "bridge.yaml", tmp_path / "tokens"
     config.write_text(COLUMNS)
     tokens.write_text("a-token-of-some-length\n")
+    tokens.chmod(0o600)
     with command(CONFIG=str(config), TOKENS=str(tokens), LISTEN_ADDRESS="127.0.0.1:0") as process:
         port = wait_for_line(process, "bridge serves")["port"]
         config.write_text(COLUMNS + "  b: {sources: [{terms: [{metric: n}]}]}\n")

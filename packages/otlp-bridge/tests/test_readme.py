@@ -20,7 +20,8 @@ def test_every_setting_is_in_the_readme_with_its_default():
         row = re.search(rf"^\| `ICOS_FL_BRIDGE_{name.upper()}(?:__\w+)?` \| (.*?) \|", README, re.M)
         assert row, name
         if name not in ("store", "config", "tls", "tokens"):
-            assert row[1] == f"`{field.default}`"
+            default = str(field.default)
+            assert row[1] == f"`{default.lower() if default in ('True', 'False') else default}`"
 
 
 def test_every_reason_code_is_in_the_readme():

@@ -11,9 +11,8 @@ import grpc
 import pytest
 import trustme
 from google.rpc import code_pb2
-from icos_fl_otlp_bridge import ConfigError, default_config
-from icos_fl_otlp_bridge.security import load_security
-from icos_fl_otlp_bridge.settings import TlsSettings
+from icos_fl_otlp_bridge import default_config
+from icos_fl_service.security import TlsSettings, load_security
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2_grpc import MetricsServiceStub
 
 POWER = "scaph_host_power_microwatts"
@@ -37,6 +36,7 @@ class Files:
         chain = b"".join(blob.bytes() for blob in issued.cert_chain_pems)
         (self.folder / "server.pem").write_bytes(chain)
         (self.folder / "server.key").write_bytes(issued.private_key_pem.bytes())
+        (self.folder / "server.key").chmod(0o600)
 
     def tls(self, mutual: bool = False) -> TlsSettings:
         return TlsSettings(
@@ -48,6 +48,7 @@ class Files:
     def tokens(self, *tokens: str) -> Path:
         path = self.folder / "tokens"
         path.write_text("# who may export\n\n" + "\n".join(tokens) + "\n")
+        path.chmod(0o600)
         return path
 
 
@@ -194,57 +195,6 @@ def test_an_authority_of_clients_is_taken_over(run, export, files, tmp_path):
         grpc_export(bridge, request, root, old)
     with pytest.raises((ssl.SSLError, ConnectionError)):
         bridge.request(body, tls=client_context(root, old, tmp_path))
-
-
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [
-        ("", "no token in it"),
-        ("# a comment alone\n", "no token in it"),
-        ("short\n", "line 1: a token of 5 characters; at least 16 are needed"),
-        ("\ntwo words in one token\n", "line 2: a token of 22 characters"),
-        ("töken-of-some-length\n", "a token that is not ASCII"),
-    ],
-)
-def test_a_file_of_tokens_that_cannot_be_used_is_told_without_a_token(tmp_path, content, said):
-    path = tmp_path / "tokens"
-    path.write_text(content)
-    with pytest.raises(ConfigError) as caught:
-        load_security(TlsSettings(), path)
-    assert str(caught.value).startswith(f"{path}")
-    assert said in str(caught.value)
-    assert "short" not in str(caught.value)
-
-
-def test_a_file_that_is_not_there_is_named(tmp_path: Path, files: Files):
-    with pytest.raises(ConfigError, match="gone: cannot be read: No such file"):
-        load_security(TlsSettings(), tmp_path / "gone")
-    (tmp_path / "server.key").unlink()
-    with pytest.raises(ConfigError, match=r"server.key: cannot be read: No such file"):
-        load_security(files.tls(), None)
-
-
-@pytest.mark.parametrize("broken", ["server.pem", "server.key", "clients.pem"])
-def test_a_broken_certificate_is_named(tmp_path: Path, files: Files, broken: str):
-    (tmp_path / broken).write_text("-----BEGIN CERTIFICATE-----\nnone\n")
-    with pytest.raises(ConfigError, match=broken):
-        load_security(files.tls(mutual=True), None)
-
-
-def test_a_key_of_another_certificate_is_refused(tmp_path: Path, files: Files):
-    key = (tmp_path / "server.key").read_bytes()
-    files.issue()
-    (tmp_path / "server.key").write_bytes(key)
-    with pytest.raises(ConfigError, match="are no certificate and its key"):
-        load_security(files.tls(), None)
-
-
-@pytest.mark.parametrize(
-    "files_given", [{"certificate": "a"}, {"key": "a"}, {"client_ca": "a"}], ids=str
-)
-def test_a_part_of_a_tls_setting_is_refused(files_given: dict[str, str]):
-    with pytest.raises(ValueError, match="need"):
-        TlsSettings(**files_given)
 
 
 def test_an_expired_certificate_is_the_clients_to_refuse(run, export, files):

@@ -7,6 +7,7 @@ import structlog
 from icos_fl_service import logs
 from icos_fl_service.grpc_server import ListenError
 from icos_fl_service.metrics import Metrics, MetricsAddressError
+from icos_fl_service.security import Security, SecurityError, load_security
 from icos_fl_service.settings import load_or_exit
 from icos_fl_service.signals import Signals
 from icos_fl_timeseries_store import connect
@@ -14,7 +15,6 @@ from icos_fl_timeseries_store import connect
 from icos_fl_otlp_bridge import metrics
 from icos_fl_otlp_bridge.config import BridgeConfig, default_config, load_config
 from icos_fl_otlp_bridge.errors import ConfigError
-from icos_fl_otlp_bridge.security import Security, load_security
 from icos_fl_otlp_bridge.server import Server
 from icos_fl_otlp_bridge.settings import BridgeSettings
 
@@ -44,7 +44,7 @@ def main() -> None:
         served = Metrics(
             "icos-fl-otlp-bridge", settings.metrics_address, settings.metrics_otlp_endpoint
         )
-    except (ConfigError, ListenError, MetricsAddressError) as error:
+    except (ConfigError, SecurityError, ListenError, MetricsAddressError) as error:
         sys.exit(f"icos-fl-otlp-bridge: {error}")
     server.start()
     log.info(
@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def _read(settings: BridgeSettings) -> tuple[BridgeConfig, Security]:
-    """What the files say. Raises ConfigError."""
+    """What the files say. Raises ConfigError, SecurityError."""
     config = load_config(settings.config) if settings.config else default_config()
     return config, load_security(settings.tls, settings.tokens)
 
@@ -65,7 +65,7 @@ def _read(settings: BridgeSettings) -> tuple[BridgeConfig, Security]:
 def _take_over(settings: BridgeSettings, server: Server) -> None:
     try:
         config, security = _read(settings)
-    except ConfigError as error:
+    except (ConfigError, SecurityError) as error:
         metrics.CONFIG_TAKEN_OVER.labels("refused").inc()
         log.error("new configuration refused, the old one goes on", reason=str(error))
         return

@@ -17,9 +17,5 @@ class TooLarge(ExportRefused):
     """A request over the limit; the message names its size and the limit."""
 
 
-class Unauthenticated(ExportRefused):
-    """A bearer token is missing or not known."""
-
-
 class Overloaded(ExportRefused):
     """More than the bridge can hold at once. The same export may succeed later."""

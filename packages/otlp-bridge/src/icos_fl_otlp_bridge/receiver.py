@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from typing import Any, Protocol, TypeVar
 
 import structlog
+from icos_fl_service.security import Security
 from icos_fl_timeseries_store import StoreUnavailable
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
     ExportMetricsServiceRequest,
@@ -19,7 +20,6 @@ from icos_fl_otlp_bridge.bridge import Bridge, Outcome
 from icos_fl_otlp_bridge.errors import Overloaded
 from icos_fl_otlp_bridge.inflate import gunzip, said_bytes
 from icos_fl_otlp_bridge.memory import SMALL_BYTES, Turns
-from icos_fl_otlp_bridge.security import Security
 
 CONNECTIONS_MAX = 2_048
 """Of each transport. An idle one takes up to 15 kB, one whose request waits, unread, 150 kB."""

@@ -4,8 +4,8 @@ import ssl
 import threading
 from collections.abc import Callable
 
-import grpc
 from icos_fl_service.grpc_server import GRACE_SECONDS, GrpcServer
+from icos_fl_service.security import Security, grpc_credentials
 from icos_fl_timeseries_store import Store, StoreError
 
 from icos_fl_otlp_bridge.bridge import Bridge
@@ -14,7 +14,6 @@ from icos_fl_otlp_bridge.http_app import MetricsApp
 from icos_fl_otlp_bridge.http_server import HttpServer
 from icos_fl_otlp_bridge.rates import Rates
 from icos_fl_otlp_bridge.receiver import Exports, Receiver
-from icos_fl_otlp_bridge.security import Security, Tls
 from icos_fl_otlp_bridge.servicer import OPTIONS, SERVICE, MetricsServicer
 
 EXPORTS_WAITING_MAX = 1024
@@ -67,7 +66,7 @@ class Server:
             waiting_max=None,
             receive_bytes_max=max_message_bytes,
             options=OPTIONS,
-            credentials=self._grpc_credentials() if self._receiver.security.tls else None,
+            credentials=grpc_credentials(lambda: self._receiver.security),
         )
         self.port: int = self._grpc.port
         """Of OTLP/gRPC."""
@@ -107,25 +106,11 @@ class Server:
         if self._store is not None:
             self._store.close()
 
-    def _grpc_credentials(self) -> grpc.ServerCredentials:
-        def newest() -> grpc.ServerCertificateConfiguration:
-            tls = self._tls()
-            return grpc.ssl_server_certificate_configuration(
-                [(tls.key, tls.certificate)], tls.client_ca
-            )
-
-        return grpc.dynamic_ssl_server_credentials(
-            newest(), newest, require_client_authentication=self._tls().client_ca is not None
-        )
-
-    def _tls(self) -> Tls:
+    def _tls_context(self) -> ssl.SSLContext:
         tls = self._receiver.security.tls
         if tls is None:
             raise ValueError("TLS cannot be switched off while serving")
-        return tls
-
-    def _tls_context(self) -> ssl.SSLContext:
-        return self._tls().context
+        return tls.context
 
     def _lose_patience(self) -> None:
         while not self._grpc.stopping.wait(PATIENCE_SECONDS):

@@ -5,10 +5,11 @@ from typing import Final
 import structlog
 from google.protobuf.duration_pb2 import Duration
 from google.rpc import code_pb2, error_details_pb2, status_pb2  # type: ignore[import-untyped]
+from icos_fl_service.security import Unauthenticated
 from icos_fl_timeseries_store import StoreDamaged, StoreError, StoreFull
 
 from icos_fl_otlp_bridge import metrics
-from icos_fl_otlp_bridge.errors import Overloaded, TooLarge, Unauthenticated, Undecodable
+from icos_fl_otlp_bridge.errors import Overloaded, TooLarge, Undecodable
 
 RETRY_SECONDS = 5
 MESSAGE_CHARACTERS_MAX = 1_000

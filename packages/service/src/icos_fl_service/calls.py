@@ -36,6 +36,11 @@ class CallMetrics(grpc.ServerInterceptor):
         return handler
 
 
+def count(method: str, code: str) -> None:
+    """A call that was refused before it was one."""
+    _CALLS.labels(method, code).inc()
+
+
 def _one(method: str, answer: Callable[..., Any]) -> Callable[..., Any]:
     def measured(request: Any, context: grpc.ServicerContext) -> Any:
         with _Measured(method, context):

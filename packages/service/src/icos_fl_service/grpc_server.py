@@ -25,8 +25,8 @@ class GrpcServer:
     Health is NOT_SERVING until *ask* returns, whenever it raises, and while shutting down;
     ``why_not`` is the last error of *ask*, of which *expected* are no surprise. *threads* calls are
     worked on at once, *waiting_max* more wait, None for any number; gRPC refuses what is above with
-    RESOURCE_EXHAUSTED. *options* are gRPC's. Without *credentials* there is no TLS. Raises
-    ListenError.
+    RESOURCE_EXHAUSTED. *options* are gRPC's. Without *credentials* there is no TLS; *interceptors*
+    come first. Raises ListenError.
     """
 
     def __init__(
@@ -43,6 +43,7 @@ class GrpcServer:
         send_bytes_max: int = -1,
         options: Sequence[tuple[str, int]] = (),
         credentials: grpc.ServerCredentials | None = None,
+        interceptors: Sequence[grpc.ServerInterceptor] = (),
     ) -> None:
         self._service = service
         self.stopping = threading.Event()
@@ -54,7 +55,7 @@ class GrpcServer:
         self._server = grpc.server(
             ThreadPoolExecutor(threads, thread_name_prefix="call"),
             maximum_concurrent_rpcs=None if waiting_max is None else threads + waiting_max,
-            interceptors=[CallMetrics(service)],
+            interceptors=[*interceptors, CallMetrics(service)],
             options=[
                 ("grpc.max_receive_message_length", receive_bytes_max),
                 ("grpc.max_send_message_length", send_bytes_max),

@@ -53,7 +53,9 @@ def load(settings_class: type[S]) -> S:
     except ValidationError as error:
         for item in error.errors():
             variable = prefix + delimiter.join(str(part) for part in item["loc"]).upper()
-            problems.append(f"{variable}={item['input']!r}: {item['msg']}")
+            # What no single variable is to blame for would be told with all of them.
+            told = f"{variable}={item['input']!r}" if item["loc"] else f"{prefix}*"
+            problems.append(f"{told}: {item['msg']}")
         settings = None
     if problems or settings is None:
         raise SettingsError("\n".join(problems))
