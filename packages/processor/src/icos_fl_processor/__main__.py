@@ -1,4 +1,4 @@
-"""``icos-fl-processor``: serve until SIGTERM or SIGINT."""
+"""``icos-fl-processor``: serve until SIGTERM or SIGINT; SIGHUP renews certificates and tokens."""
 
 import signal
 import sys
@@ -6,6 +6,7 @@ import sys
 import structlog
 from icos_fl_service import logs
 from icos_fl_service.metrics import Metrics, MetricsAddressError
+from icos_fl_service.security import SecurityError, load_security
 from icos_fl_service.settings import load_or_exit
 from icos_fl_service.signals import Signals
 from icos_fl_timeseries_store import connect
@@ -23,7 +24,7 @@ def main() -> None:
     settings = load_or_exit(ProcessorSettings)
     logs.configure()
     logs.configure_libraries()
-    signals = Signals(signal.SIGTERM, signal.SIGINT)
+    signals = Signals(signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
     try:
         server = Server(
             lambda: connect(settings.store),
@@ -33,11 +34,12 @@ def main() -> None:
             load_expectations(settings.expectations),
             judging=settings.has_metrics,
             recorded=settings.recorded,
+            security=load_security(settings.tls, settings.tokens),
         )
         metrics = Metrics(
             "icos-fl-processor", settings.metrics_address, settings.metrics_otlp_endpoint
         )
-    except (ListenError, MetricsAddressError, ExpectationsError) as error:
+    except (ListenError, MetricsAddressError, ExpectationsError, SecurityError) as error:
         print(error, file=sys.stderr)
         raise SystemExit(2 if isinstance(error, ExpectationsError) else 1) from None
     server.start()
@@ -45,7 +47,13 @@ def main() -> None:
     log.info(
         "serving", address=settings.listen_address, port=server.port, metrics_port=metrics.port
     )
-    signals.wait()
+    while signals.wait() == signal.SIGHUP:
+        try:
+            server.take_over(load_security(settings.tls, settings.tokens))
+        except SecurityError as error:
+            log.error("new certificates and tokens refused, the old ones go on", reason=str(error))
+        else:
+            log.info("new certificates and tokens taken over")
     log.info("stopping")
     server.stop()
     metrics.close()

@@ -6,6 +6,7 @@ import grpc
 from icos_fl.processor.v1 import processor_service_pb2 as pb
 from icos_fl.processor.v1 import processor_service_pb2_grpc as pb_grpc
 from icos_fl_service.grpc_server import GRACE_SECONDS, GrpcServer, ListenError
+from icos_fl_service.security import Security, TokenCheck, grpc_credentials
 from icos_fl_timeseries_store import Store, StoreError, StoreUnavailable
 from icos_fl_timeseries_store.conditions import Expectations
 
@@ -40,6 +41,7 @@ class Server:
         *,
         judging: bool = False,
         recorded: bool = False,
+        security: Security = Security(),  # noqa: B008 - frozen
     ) -> None:
         self._connect = connect
         self._max_message_bytes = max_message_bytes
@@ -47,6 +49,7 @@ class Server:
         self._expectations = expectations
         self._store: Store | None = None
         self._processor: Processor | None = None
+        self._security = security
         self._judging = Judging(expectations, recorded=recorded) if judging else None
         self._server = GrpcServer(
             SERVICE,
@@ -57,12 +60,21 @@ class Server:
             threads=CALLS_MAX + watchers_max,
             receive_bytes_max=max_message_bytes,
             send_bytes_max=max_message_bytes,
+            credentials=grpc_credentials(lambda: self._security),
+            interceptors=[TokenCheck(SERVICE, lambda: self._security)],
         )
         self.port = self._server.port
 
     def start(self) -> None:
         """Serve from now on; ``port`` is the port."""
         self._server.start()
+
+    def take_over(self, security: Security) -> None:
+        """Go by it from the next connection and call on; those that are there go on.
+
+        Whether there is TLS, and whether clients need a certificate, cannot change.
+        """
+        self._security = security
 
     def stop(self, grace_seconds: float = GRACE_SECONDS) -> None:
         """Take no more calls, end watchers, wait for the other calls, and close the store."""

@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-from icos_fl_service.settings import ServiceSettings
+from icos_fl_service.security import SecuredSettings
 from icos_fl_timeseries_store import StoreSettings
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
 
-class ProcessorSettings(ServiceSettings):
+class ProcessorSettings(SecuredSettings):
     """``ICOS_FL_PROCESSOR_*``, read once in ``__main__``."""
 
     model_config = SettingsConfigDict(
@@ -16,7 +16,7 @@ class ProcessorSettings(ServiceSettings):
     )
 
     listen_address: str = Field(default="127.0.0.1:50051", pattern=r"^\S+:\d{1,5}$")
-    """host:port to serve gRPC on; port 0 takes a free one. Whoever reaches it reads all windows."""
+    """host:port to serve gRPC on; port 0 takes a free one. Whoever may call reads all windows."""
     store: StoreSettings = StoreSettings()
     """Where the windows are."""
     max_message_bytes: int = Field(default=4 << 20, ge=64 << 10, le=1 << 30)
