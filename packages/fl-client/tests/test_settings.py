@@ -4,6 +4,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from icos_fl_client.credentials import Credentials
 from icos_fl_client.errors import ConfigError
 from icos_fl_client.settings import NodeConfig, RunConfig, parse
 
@@ -31,6 +32,20 @@ def test_a_node_without_a_store_says_so_with_an_empty_address():
     assert parse(NodeConfig, NODE | {"store-address": ""}, "node config").store is None
 
 
+def test_empty_files_of_the_processor_are_none():
+    keys = ("processor-ca", "processor-certificate", "processor-key", "processor-token")
+    node = parse(NodeConfig, NODE | dict.fromkeys(keys, ""), "node config")
+
+    assert node.processor_credentials == Credentials()
+
+
+def test_the_files_of_the_processor_are_its_credentials():
+    files = {"processor-ca": "ca.pem", "processor-token": "token"}
+    node = parse(NodeConfig, NODE | files, "node config")
+
+    assert node.processor_credentials == Credentials(ca=Path("ca.pem"), token=Path("token"))
+
+
 def test_every_missing_key_of_a_node_is_named():
     assert refusal(NodeConfig, {}, "node config") == (
         "bad node config: node-name is missing; processor-address is missing; "
@@ -41,7 +56,8 @@ def test_every_missing_key_of_a_node_is_named():
 def test_an_unknown_key_of_a_node_is_named_beside_those_that_there_are():
     assert refusal(NodeConfig, NODE | {"thread": 2}, "node config") == (
         "bad node config: thread=2: no such key; there are node-name, processor-address, "
-        "store-address, threads"
+        "processor-ca, processor-certificate, processor-key, processor-token, store-address, "
+        "threads"
     )
 
 

@@ -9,9 +9,17 @@ from typing import Any
 
 from icos_fl_timeseries_store import Store, StoreError, connect
 
+from icos_fl_client.credentials import Credentials
 from icos_fl_client.errors import ClientError
 from icos_fl_client.processor_client import ProcessorClient
 from icos_fl_client.settings import RunConfig, address, parse, store_settings
+
+_FILES = {
+    "ca": "who signed the processor's certificate; with it there is TLS",
+    "certificate": "the certificate that the processor is shown",
+    "key": "its key",
+    "token": "a bearer token",
+}
 
 
 def main() -> None:
@@ -51,7 +59,9 @@ def _answer(arguments: argparse.Namespace) -> dict[str, Any]:
 
     with (
         connect(store_settings(arguments.store)) as store,
-        ProcessorClient(arguments.processor, wait_for_ready=False) as processor,
+        ProcessorClient(
+            arguments.processor, wait_for_ready=False, credentials=_credentials(arguments)
+        ) as processor,
     ):
         nodes = list(dict.fromkeys(arguments.node or processor.nodes()))
         metrics = list(dict.fromkeys(arguments.metric or _columns(store, nodes)))
@@ -59,6 +69,10 @@ def _answer(arguments: argparse.Namespace) -> dict[str, Any]:
         if arguments.command == "forecast":
             return judge.forecast(nodes, metrics)
         return judge.backtest(nodes, metrics)
+
+
+def _credentials(arguments: argparse.Namespace) -> Credentials:
+    return Credentials(**{name: getattr(arguments, f"processor_{name}") for name in _FILES})
 
 
 def _columns(store: Store, nodes: list[str]) -> list[str]:
@@ -119,6 +133,8 @@ def _parser() -> argparse.ArgumentParser:
             type=_address,
             help="dataClay's metadata service",
         )
+        for name, what in _FILES.items():
+            command.add_argument(f"--processor-{name}", metavar="FILE", type=Path, help=what)
         command.add_argument("--node", action="append", help="one node; may be given again")
         command.add_argument("--metric", action="append", help="one metric; may be given again")
         command.add_argument("--json", action="store_true", help="JSON on standard output")

@@ -131,7 +131,9 @@ def _reply(message: Message, context: Context, serve: Serve) -> Message:
     run = parse(RunConfig, context.run_config, "run config")
     answer = Answer()
     with (
-        ProcessorClient(node.processor_address, kept=_kept()) as processor,
+        ProcessorClient(
+            node.processor_address, kept=_kept(), credentials=node.processor_credentials
+        ) as processor,
         Learner(node, run, processor) as learner,
     ):
         serve(learner, config, answer)

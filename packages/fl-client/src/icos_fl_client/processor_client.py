@@ -13,6 +13,7 @@ from icos_fl.processor.v1 import processor_service_pb2 as pb
 from icos_fl.processor.v1 import processor_service_pb2_grpc as pb_grpc
 from numpy.typing import NDArray
 
+from icos_fl_client.credentials import Credentials
 from icos_fl_client.data import Latest, Run, Scale, Sequences
 from icos_fl_client.errors import NoSequences, ProcessorUnavailable
 from icos_fl_client.kept import NO_STEPS, KeptSteps, Steps, Values
@@ -27,6 +28,8 @@ _CANNOT_LEARN = (
     grpc.StatusCode.FAILED_PRECONDITION,
     grpc.StatusCode.INVALID_ARGUMENT,
 )
+
+_NOT_CONNECTED = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,9 @@ class ProcessorClient:
     ProcessorUnavailable. Who let one deadline pass is not asked again: a round asks several times a
     metric, and waiting each time would outlast the round.
 
+    By *credentials* the processor is known, and told who calls. Raises ConfigError for files that
+    cannot be used.
+
     With *kept*, ``sequences`` asks only for the steps that are not kept there. What it returns is
     the same, bit by bit.
     """
@@ -75,14 +81,17 @@ class ProcessorClient:
         deadline_seconds: float = DEADLINE_SECONDS,
         wait_for_ready: bool = True,
         kept: KeptSteps | None = None,
+        credentials: Credentials = Credentials(),  # noqa: B008 - frozen
     ) -> None:
         self._address = address
+        self._credentials = credentials
         self._call: dict[str, Any] = {
             "timeout": deadline_seconds,
             "wait_for_ready": wait_for_ready,
+            "metadata": credentials.metadata(),
         }
-        self._channel = grpc.insecure_channel(
-            address, options=[("grpc.max_receive_message_length", MESSAGE_BYTES_MAX)]
+        self._channel = credentials.channel(
+            address, [("grpc.max_receive_message_length", MESSAGE_BYTES_MAX)]
         )
         self._stub = pb_grpc.ProcessorServiceStub(self._channel)  # type: ignore[no-untyped-call]
         self._silence = ""
@@ -188,6 +197,10 @@ class ProcessorClient:
             if error.code() in _CANNOT_LEARN:
                 raise NoSequences(error.details()) from None
             cause = f"the processor at {self._address}: {error.code().name}: {error.details()}"
+            if error.code() in _NOT_CONNECTED and (
+                refusal := self._credentials.refusal(self._address)
+            ):
+                cause += f"; {refusal}"
             if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
                 self._silence = cause
             raise ProcessorUnavailable(cause) from None

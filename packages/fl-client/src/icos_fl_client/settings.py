@@ -1,6 +1,7 @@
 """Settings of a node (from the SuperNode) and of a run (from Flower's run configuration)."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from icos_fl_timeseries_store import StoreSettings
@@ -13,6 +14,7 @@ from pydantic import (
     ValidationError,
 )
 
+from icos_fl_client.credentials import Credentials
 from icos_fl_client.errors import ConfigError
 from icos_fl_client.processor_client import Query
 
@@ -42,6 +44,10 @@ AddressOrNone = Annotated[str, AfterValidator(lambda value: address(value) if va
 """host:port, or empty for nowhere."""
 
 
+FileOrNone = Annotated[Path | None, BeforeValidator(lambda value: value or None)]
+"""A file, or empty for none."""
+
+
 def _hyphenated(name: str) -> str:
     return name.replace("_", "-")
 
@@ -55,10 +61,21 @@ class NodeConfig(BaseModel):
     """The node, as the bridge names it."""
     processor_address: Address
     """Where the processor is."""
+    processor_ca: FileOrNone = None
+    processor_certificate: FileOrNone = None
+    processor_key: FileOrNone = None
+    processor_token: FileOrNone = None
     store_address: AddressOrNone
     """Where dataClay's metadata service is; empty, and the node keeps no model to forecast from."""
     threads: int = Field(default=0, ge=0)
     """Threads of torch; 0 lets torch choose. Nodes that share a machine should share its cores."""
+
+    @property
+    def processor_credentials(self) -> Credentials:
+        """How the processor is called. Raises ConfigError."""
+        return Credentials(
+            self.processor_ca, self.processor_certificate, self.processor_key, self.processor_token
+        )
 
     @property
     def store(self) -> StoreSettings | None:
