@@ -105,8 +105,16 @@ PARTS = {
     "metadata": store("metadata", "grpc://metadata:16587/dataclay.proto.metadata.MetadataService"),
     "backend": store("backend"),
     "proxy": store("proxy", "tcp://proxy:8676"),
-    "bridge": Part("otlp-bridge", (), {"ICOS_FL_BRIDGE_STORE__HOST": "metadata"}),
-    "processor": Part("processor", (), {"ICOS_FL_PROCESSOR_STORE__HOST": "metadata"}),
+    "bridge": Part(
+        "otlp-bridge",
+        (),
+        {"ICOS_FL_BRIDGE_STORE__HOST": "metadata", "ICOS_FL_BRIDGE_INSECURE": "true"},
+    ),
+    "processor": Part(
+        "processor",
+        (),
+        {"ICOS_FL_PROCESSOR_STORE__HOST": "metadata", "ICOS_FL_PROCESSOR_INSECURE": "true"},
+    ),
     "collector": Part(
         "otel-collector", (), {"ICOS_FL_NODE": "edge-1", "ICOS_FL_BRIDGE_ADDRESS": "bridge:4317"}
     ),
