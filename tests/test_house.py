@@ -11,7 +11,12 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SOURCES = [*ROOT.glob("packages/*/src"), ROOT / "protos/src", ROOT / "deploy/local/src"]
 DOCKERFILES = sorted(ROOT.glob("*/*/Dockerfile"))
-SCRIPTS = [ROOT / ".ci/run", *ROOT.glob("deploy/build-*"), ROOT / "packages/fl-client/install"]
+SCRIPTS = [
+    ROOT / ".ci/run",
+    *ROOT.glob("deploy/build-*"),
+    ROOT / "deploy/helm/icos-fl/setup",
+    ROOT / "packages/fl-client/install",
+]
 BIN = Path(sys.executable).parent
 
 
