@@ -83,14 +83,28 @@ def test_a_release_is_a_commit_a_tag_a_record_a_changelog_and_a_wheel(released: 
         assert "icos_fl_service/tea.py" in wheel.namelist()
 
 
-def test_a_sibling_asks_for_what_was_released_or_later(released: Path):
-    (released / "packages/warm-runtime/changelog.d/cups.fixed.md").write_text("Cups.\n")
+@pytest.fixture(scope="module")
+def sibling(released: Path) -> Path:
+    """The clone after a release of one of PACKAGE's siblings, which is an image."""
+    (released / "packages/timeseries-store/changelog.d/cups.fixed.md").write_text("Cups.\n")
     git(released, "add", "--all")
     git(released, "commit", "--quiet", "--message", "cups")
-    status, told = release(released, "icos-fl-warm-runtime")
+    status, told = release(released, "icos-fl-timeseries-store", "--version", "0.98.0")
     assert status == 0, told
-    pyproject = (released / "packages/warm-runtime/pyproject.toml").read_text()
+    return released
+
+
+def test_a_sibling_asks_for_what_was_released_or_later(sibling: Path):
+    pyproject = (sibling / "packages/timeseries-store/pyproject.toml").read_text()
     assert '"icos-fl-service>=0.99,<1"' in pyproject
+
+
+def test_the_deployments_run_what_was_released(sibling: Path):
+    """And of the other images what they ran."""
+    path = "deploy/helm/icos-fl/values.yaml"
+    changes = git(sibling, "diff", "HEAD~", "--unified=0", "--", path).splitlines()
+    added = [line for line in changes if line.startswith("+ ")]
+    assert added == ['+    timeseries-store: "0.98.0"']
 
 
 def test_what_is_not_ready_is_refused_and_nothing_is_changed(tmp_path: Path):
