@@ -39,6 +39,8 @@ class Checkpoint:
 
     round: int
     weights: Flat
+    privacy: str = ""
+    """What was spent on it, as the run's account has it; empty without differential privacy."""
 
 
 class Checkpoints:
@@ -69,6 +71,7 @@ class Checkpoints:
             "metric": metric,
             "round": str(checkpoint.round),
             "run-config": self._run_config,
+            **({"privacy": checkpoint.privacy} if checkpoint.privacy else {}),
         }
         packed: bytes = save(checkpoint.weights.named(), metadata)
         return packed
@@ -96,7 +99,7 @@ def _load(path: Path) -> Checkpoint:
         with safe_open(path, "np") as file:
             metadata = file.metadata() or {}
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        return Checkpoint(int(metadata["round"]), Flat.of(weights))
+        return Checkpoint(int(metadata["round"]), Flat.of(weights), metadata.get("privacy", ""))
     except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
         raise ServerError(f"resume: {path} is not a checkpoint: {error}") from None
 

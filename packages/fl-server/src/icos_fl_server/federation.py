@@ -20,6 +20,7 @@ from icos_fl_server.history import Facts, History
 from icos_fl_server.messages import Failure, Models, Numbers, Reply, exchange, models_of, request
 from icos_fl_server.model_state import ModelStates
 from icos_fl_server.models import Model
+from icos_fl_server.privacy import Privacy
 from icos_fl_server.quiesce import Quiesced, Request
 from icos_fl_server.settings import RunConfig
 from icos_fl_server.tracking import Tracking
@@ -61,11 +62,14 @@ class Federation:
         self._strategy_minimum = strategies.NODES_MIN.get(config.strategy, 1)
         self._minimum = max(config.min_fit_clients, self._strategy_minimum)
         self._rounds_below = 0
+        self._privacy = Privacy(config) if config.is_private else None
 
     def run(self) -> None:
         """All rounds, and the evaluation of the last one."""
         config = self._config
         resumed = load_run(Path(config.resume), config.metric) if config.resume else {}
+        if self._privacy:
+            self._privacy.resume({metric: found.privacy for metric, found in resumed.items()})
         needed = max(config.min_available_clients, self._minimum + bool(config.server_node))
         ids = nodes.wait_for_nodes(self._grid, needed, config.node_timeout, self._request.look)
         self._begin(self._introduce(ids), resumed)
@@ -140,7 +144,8 @@ class Federation:
                     raise ServerError(f"resume: checkpoint of {metric}: {cause}")
                 weights, number = found.weights.arranged(weights.layout), found.round
                 log.info("resumed", metric=metric, round=number)
-            strategy = strategies.make(self._config.strategy, self._config.proximal_mu)
+            plain = strategies.make(self._config.strategy, self._config.proximal_mu)
+            strategy = self._privacy.protect(plain) if self._privacy else plain
             self._models[metric] = Model(strategy, weights, number)
             self._first_round = max(self._first_round, number)
 
@@ -295,13 +300,24 @@ class Federation:
             return
         self._rounds_below = 0
         without = [c for metric in usable if (c := self._aggregate(entry, number, metric, usable))]
+        self._account(entry)
         if entry["metrics"]:
             self._history.end_round(entry, "finished", "; ".join(without))
-            log.info("round finished", round=number, metrics=entry["metrics"])
+            log.info(
+                "round finished",
+                round=number,
+                metrics=entry["metrics"],
+                **entry.get("privacy", {}),
+            )
         else:
             self._skip(entry, causes or "; ".join(without))
 
+    def _account(self, entry: Facts) -> None:
+        if self._privacy:
+            entry["privacy"] = self._privacy.spent()
+
     def _skip(self, entry: Facts, reason: str) -> None:
+        self._account(entry)
         self._history.end_round(entry, "skipped", reason)
         log.warning("round skipped", round=entry["round"], reason=reason)
 

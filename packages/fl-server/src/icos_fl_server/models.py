@@ -8,20 +8,21 @@ from typing import Any
 import numpy as np
 from flwr.app import ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import FedAvg
+from flwr.serverapp.strategy import Strategy
 from icos_fl.federation.v1 import records
 from icos_fl.federation.v1.weights import Flat
 
 from icos_fl_server.checkpoints import Checkpoint
 from icos_fl_server.messages import Numbers, vector_record
 from icos_fl_server.nodes import FixedNodes
+from icos_fl_server.privacy import Private
 
 
 @dataclass
 class Model:
     """The global model of one metric: a vector, which is all that a strategy needs."""
 
-    strategy: FedAvg
+    strategy: Strategy
     weights: Flat
     round: int
     """That made these weights; counts on where a run resumes."""
@@ -29,7 +30,8 @@ class Model:
 
     @property
     def checkpoint(self) -> Checkpoint:
-        return Checkpoint(self.round, self.weights)
+        ledger = self.strategy.ledger() if isinstance(self.strategy, Private) else ""
+        return Checkpoint(self.round, self.weights, ledger)
 
     def configure(self, number: int, node_ids: list[int], grid: Grid) -> dict[int, dict[str, Any]]:
         """What the strategy tells each node that trains in round *number*."""

@@ -13,10 +13,12 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    ValidationInfo,
+    field_validator,
 )
 
 from icos_fl_server.errors import ServerError
-from icos_fl_server.strategies import STRATEGIES
+from icos_fl_server.strategies import AVERAGES, STRATEGIES
 
 _COLUMN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
@@ -67,6 +69,9 @@ class RunConfig(BaseModel):
     num_server_rounds: int = Field(default=5, ge=1, le=1_000_000)
     strategy: Annotated[str, BeforeValidator(_strategy)] = "FedAvg"
     proximal_mu: float = Field(default=0.1, ge=0)
+    dp_clipping_norm: float = Field(default=0.0, ge=0)
+    dp_noise_multiplier: float = Field(default=0.0, ge=0, validate_default=True)
+    dp_delta: float = Field(default=1e-5, gt=0, lt=1)
     fraction_fit: float = Field(default=1.0, gt=0, le=1)
     fraction_evaluate: float = Field(default=1.0, ge=0, le=1)
     min_fit_clients: int = Field(default=1, ge=1)
@@ -81,6 +86,24 @@ class RunConfig(BaseModel):
     metrics_address: Annotated[str, AfterValidator(_address)] = ""
     use_wandb: bool = False
     seed: int = 0
+
+    @field_validator("dp_noise_multiplier")
+    @classmethod
+    def _differential_privacy(cls, value: float, info: ValidationInfo) -> float:
+        if bool(value) != bool(info.data.get("dp_clipping_norm", value)):
+            raise ValueError("needs dp-clipping-norm, and that needs it: both above 0, or both 0")
+        strategy = info.data.get("strategy")
+        if value and strategy and strategy not in AVERAGES:
+            raise ValueError(
+                f"the ε that is spent is known of averages, {' and '.join(AVERAGES)}; "
+                f"strategy is {strategy!r}"
+            )
+        return value
+
+    @property
+    def is_private(self) -> bool:
+        """Is there differential privacy?"""
+        return self.dp_noise_multiplier > 0
 
     @property
     def store(self) -> StoreSettings | None:
@@ -97,7 +120,7 @@ def parse(run_config: Mapping[str, Any]) -> RunConfig:
         return RunConfig.model_validate(dict(run_config))
     except ValidationError as error:
         problems = [
-            f"{'.'.join(map(str, item['loc']))}={item['input']!r}: "
+            f"{_hyphenated('.'.join(map(str, item['loc'])))}={item['input']!r}: "
             f"{item['msg'].removeprefix('Value error, ')}"
             for item in error.errors()
         ]

@@ -24,6 +24,9 @@ STRATEGIES: dict[str, Callable[..., FedAvg]] = {
     "Krum": Krum,
 }
 
+AVERAGES = ("FedAvg", "FedProx")
+"""Those whose new weights are the mean of what nodes sent, and nothing else."""
+
 NODES_MIN = {"Krum": 3, "FedTrimmedAvg": 3}
 """Replies below which a strategy's rule means nothing: Krum compares a node with its n - 2 nearest,
 the trimmed mean drops the lowest and the highest value."""
