@@ -48,7 +48,7 @@ IMAGES = {
     "otlp-bridge": Image("packages/otlp-bridge", 300),
     "timeseries-store": Image("packages/timeseries-store", 300),
     "processor": Image("packages/processor", 300),
-    "fl-server": Image("packages/fl-server", 400),
+    "fl-server": Image("packages/fl-server", 520),
     "fl-client": Image("packages/fl-client", 1300),
     "otel-collector": Image("deploy/otel-collector", 200, "builder.yaml", "otelcol"),
     "scaphandre": Image("deploy/scaphandre", 100, "version", "scaphandre"),
