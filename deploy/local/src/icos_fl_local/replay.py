@@ -55,7 +55,7 @@ def send(traces: Sequence[Trace], endpoint: str, progress: Progress) -> None:
         stub = MetricsServiceStub(channel)  # type: ignore[no-untyped-call]
         for trace, first, stop in _batches(traces):
             try:
-                response = _export(stub, request(trace, first, stop))
+                response = export(stub, request(trace, first, stop))
             except grpc.RpcError as error:
                 raise ReplayError(
                     f"{endpoint} did not take rows of {trace.node}: "
@@ -120,9 +120,10 @@ def _batches(traces: Sequence[Trace]) -> Iterator[tuple[Trace, int, int]]:
         yield traces[number], first, stop
 
 
-def _export(
+def export(
     stub: MetricsServiceStub, message: ExportMetricsServiceRequest
 ) -> ExportMetricsServiceResponse:
+    """Send *message* until it is taken. Raises RpcError: it is refused, or two minutes passed."""
     give_up = time.monotonic() + _GIVE_UP_SECONDS
     backoff = 0.1
     while True:

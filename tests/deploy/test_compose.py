@@ -1,0 +1,276 @@
+"""The compose files as they are written: what a service may do, who reaches whom, the settings."""
+
+import importlib.util
+import json
+import re
+import sys
+from functools import cache
+from importlib.machinery import SourceFileLoader
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+COMPOSE = ROOT / "deploy/compose"
+DEPLOYMENTS = ("controller", "hybrid", "node", "single-node")
+PROFILES = {"hybrid": ("site", "sensor")}
+SOURCES = ("host", "power", "replay")
+STORE = {"kv", "metadata", "backend", "proxy"}
+
+
+def load(path: Path, name: str) -> ModuleType:
+    loader = SourceFileLoader(name, str(path))
+    spec = importlib.util.spec_from_loader(name, loader)
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    loader.exec_module(module)
+    return module
+
+
+run = load(COMPOSE / "run", "icos_fl_compose_run")
+images = load(ROOT / "deploy/images/images.py", "icos_fl_images")
+
+
+@cache
+def content(deployment: str, source: str = "host") -> dict[str, Any]:
+    files = run.compose_files(deployment, COMPOSE, {"ICOS_FL_SOURCE": source})
+    return run.resolved(files, PROFILES.get(deployment, ()))
+
+
+def sources(deployment: str) -> tuple[str, ...]:
+    text = (COMPOSE / deployment / "settings.env").read_text()
+    return tuple(s for s in SOURCES if re.search(rf"^#.*\b{s}: ", text, re.M))
+
+
+def services() -> dict[str, dict[str, Any]]:
+    return {
+        f"{deployment}/{name}": service
+        for deployment in DEPLOYMENTS
+        for source in sources(deployment) or ("host",)
+        for name, service in content(deployment, source)["services"].items()
+    }
+
+
+SERVICES = services()
+
+
+def test_every_folder_is_a_deployment():
+    assert [*DEPLOYMENTS] == run.DEPLOYMENTS
+    assert {"node/scaphandre", "node/replay", "controller/gateway"} < SERVICES.keys()
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_a_service_may_do_no_more_than_it_needs(name):
+    service = SERVICES[name]
+    assert service["user"] == "10001:10001"
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges"]
+    assert not service.keys() & {"privileged", "cap_add", "devices", "pid", "network_mode", "ipc"}
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_a_service_has_limits_and_is_started_again(name):
+    service = SERVICES[name]
+    assert service.keys() > {"cpus", "mem_limit", "pids_limit", "stop_grace_period", "logging"}
+    assert service["restart"] == "unless-stopped"
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_a_service_is_of_one_version_and_has_a_health_check(name):
+    image = re.fullmatch(
+        r"\$\{ICOS_FL_IMAGES\}/([a-z-]+):\$\{ICOS_FL_VERSION_([A-Z_]+)\}", SERVICES[name]["image"]
+    )
+    assert image
+    built = images.IMAGES[image[1]]
+    assert image[2] == image[1].upper().replace("-", "_")
+    settings = run.dotenv_values(COMPOSE / name.split("/")[0] / "settings.env")
+    assert settings[f"ICOS_FL_VERSION_{image[2]}"] == built.version()
+    assert (
+        "healthcheck" in SERVICES[name]
+        or "\nHEALTHCHECK" in (ROOT / built.folder / "Dockerfile").read_text()
+    )
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_what_a_service_needs_is_there_and_healthy_first(name):
+    deployment, _, _ = name.partition("/")
+    for needed, how in SERVICES[name].get("depends_on", {}).items():
+        assert f"{deployment}/{needed}" in SERVICES
+        assert how == {"condition": "service_healthy"}
+
+
+def test_a_store_starts_in_its_order():
+    needs = {n: [*s.get("depends_on", {})] for n, s in content("node")["services"].items()}
+    order = [name for level in run.levels(needs) for name in level]
+    assert sorted(order) == sorted(needs)
+    starts = ["kv", "metadata", "backend", "processor", "supernode-superexec"]
+    assert sorted(starts, key=order.index) == starts
+
+
+def on(deployment: str, network: str, source: str = "host") -> set[str]:
+    return {
+        n for n, s in content(deployment, source)["services"].items() if network in s["networks"]
+    }
+
+
+def inner(deployment: str) -> set[str]:
+    """Networks that lead nowhere."""
+    networks = content(deployment)["networks"]
+    return {name for name, network in networks.items() if network.get("internal")}
+
+
+@pytest.mark.parametrize("deployment", ["node", "single-node"])
+@pytest.mark.parametrize("source", SOURCES)
+def test_the_store_is_reached_by_who_needs_it(deployment, source):
+    assert on(deployment, "data", source) == STORE | {
+        "otlp-bridge",
+        "processor",
+        "supernode-superexec",
+    }
+
+
+@pytest.mark.parametrize("deployment", ["hybrid", "node", "single-node"])
+def test_the_store_is_on_its_network_alone(deployment):
+    assert "data" in inner(deployment)
+    for name in STORE:
+        assert [*content(deployment)["services"][name]["networks"]] == ["data"]
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_only_the_supernode_leaves_a_node(source):
+    assert inner("node") == {"data", "collect", "tasks"}
+    assert on("node", "out", source) == {"supernode"}
+    assert "data" not in content("node", source)["services"]["supernode"]["networks"]
+
+
+def test_a_single_node_leads_nowhere():
+    assert inner("single-node") == content("single-node")["networks"].keys()
+
+
+def test_the_gateway_alone_is_seen_of_a_controller():
+    assert inner("controller") == {"control"}
+    assert on("controller", "out") == {"gateway"}
+
+
+def test_a_site_is_reached_at_its_bridge_and_left_by_its_supernodes():
+    assert inner("hybrid") == {"data", "collect", "tasks"}
+    assert on("hybrid", "in") == {"otlp-bridge"}
+    assert on("hybrid", "out") == {"supernode-1", "supernode-2", "collector"}
+
+
+def test_ports_are_published_by_the_gateway_and_a_sites_bridge_alone():
+    assert {name for name, service in SERVICES.items() if "ports" in service} == {
+        "controller/gateway",
+        "hybrid/otlp-bridge",
+    }
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_nothing_is_insecure(name):
+    assert "insecure" not in json.dumps(SERVICES[name]).lower()
+
+
+def test_a_stranger_needs_a_key_or_a_certificate_wherever_it_comes():
+    superlink = content("controller")["services"]["superlink"]
+    assert "--enable-supernode-auth" in superlink["command"]
+    assert "--isolation=process" in superlink["entrypoint"]
+    assert "--superexec-auth-secret-file=/run/secrets/superexec.secret" in superlink["entrypoint"]
+    for deployment in ("node", "hybrid", "single-node"):
+        for service, prefix in (("otlp-bridge", "BRIDGE"), ("processor", "PROCESSOR")):
+            environment = content(deployment)["services"][service]["environment"]
+            assert environment[f"ICOS_FL_{prefix}_TLS__CLIENT_CA"] == "/run/secrets/ca.pem"
+
+
+@pytest.mark.parametrize("deployment", DEPLOYMENTS)
+def test_its_settings_are_those_that_it_reads(deployment):
+    read = {"ICOS_FL_SOURCE"} if sources(deployment) else set()
+    for source in sources(deployment) or ("host",):
+        read |= run.variables(content(deployment, source))
+    if deployment in PROFILES:
+        read.add("COMPOSE_PROFILES")
+    settings = run.dotenv_values(COMPOSE / deployment / "settings.env")
+    assert settings.keys() == read - {"ICOS_FL_COMPOSE", "ICOS_FL_FOLDER"}
+
+
+@pytest.mark.parametrize("deployment", DEPLOYMENTS)
+def test_each_block_of_settings_says_what_it_is(deployment):
+    blocks = (COMPOSE / deployment / "settings.env").read_text().split("\n\n")
+    assert all(block.startswith("#") and "\n" in block for block in blocks[1:])
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "node").mkdir()
+    (tmp_path / "node/node.env").write_text("ICOS_FL_NODE_NAME=a\nICOS_FL_NODE_SUPERLINK=b:1\n")
+    return tmp_path
+
+
+def test_the_environment_is_over_the_folders_settings_and_those_over_the_shipped(folder):
+    (folder / "settings.env").write_text("ICOS_FL_IMAGES=x\nICOS_FL_TRAINING_CPUS=3\n")
+    settings = run.read_settings("node", folder, {"ICOS_FL_IMAGES": "y", "PATH": "z"})
+    assert settings["ICOS_FL_IMAGES"] == "y"
+    assert settings["ICOS_FL_TRAINING_CPUS"] == "3"
+    assert settings["ICOS_FL_TRAINING_MEMORY"] == "4g"
+    assert settings["ICOS_FL_NODE_NAME"] == "a"
+    assert settings["ICOS_FL_BRIDGE_CONFIG"] == str(COMPOSE / "bridge.yaml")
+    assert "PATH" not in settings
+
+
+def test_an_unknown_name_in_the_environment_stops_the_start(folder):
+    with pytest.raises(run.Refused) as refused:
+        run.read_settings("node", folder, {"ICOS_FL_TRAINING_CPU": "1"})
+    assert str(refused.value) == (
+        "the environment: ICOS_FL_TRAINING_CPU: no such setting; is it ICOS_FL_TRAINING_CPUS?"
+    )
+
+
+def test_an_unknown_name_in_the_file_stops_the_start(folder):
+    (folder / "settings.env").write_text("TRAINING=1\n")
+    with pytest.raises(run.Refused) as refused:
+        run.read_settings("node", folder, {})
+    assert str(refused.value) == f"{folder}/settings.env: TRAINING: no such setting"
+
+
+def test_a_line_that_is_no_setting_stops_the_start(folder):
+    (folder / "settings.env").write_text("ICOS_FL_IMAGES\n")
+    with pytest.raises(run.Refused, match="ICOS_FL_IMAGES: not of the form NAME=VALUE"):
+        run.read_settings("node", folder, {})
+
+
+def test_a_setting_without_a_value_stops_the_start(folder):
+    (folder / "node/node.env").unlink()
+    settings = run.read_settings("node", folder, {})
+    with pytest.raises(run.Refused, match="ICOS_FL_NODE_NAME has no value"):
+        run.check_values(content("node"), settings)
+
+
+def test_what_is_not_started_needs_no_value(tmp_path):
+    given = {
+        "ICOS_FL_NODE_NAME": "a",
+        "ICOS_FL_BRIDGE_ADDRESS": "b:1",
+        "COMPOSE_PROFILES": "sensor",
+    }
+    settings = run.read_settings("hybrid", tmp_path, given)
+    files = run.compose_files("hybrid", tmp_path, settings)
+    sensor = run.resolved(files, [settings["COMPOSE_PROFILES"]])
+    run.check_values(sensor, settings)
+    assert [*sensor["services"]] == ["collector"]
+
+
+def test_an_unknown_source_stops_the_start(tmp_path):
+    with pytest.raises(run.Refused, match="ICOS_FL_SOURCE=sun: host, power or replay"):
+        run.compose_files("node", tmp_path, {"ICOS_FL_SOURCE": "sun"})
+
+
+def test_files_are_merged_as_compose_does():
+    base = {"volumes": ["a:/x", "b:/y:ro"], "command": ["1", "2"], "environment": {"A": "1"}}
+    over = {"volumes": ["c:/y:ro", "d:/z"], "command": ["3"], "environment": {"B": "2"}}
+    assert run.merged(base, over) == {
+        "volumes": ["a:/x", "c:/y:ro", "d:/z"],
+        "command": ["3"],
+        "environment": {"A": "1", "B": "2"},
+    }
