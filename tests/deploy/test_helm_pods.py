@@ -1,4 +1,4 @@
-"""The pods of the chart's single-node example, as docker or podman can run them: a federated run.
+"""The pods of the examples, as docker or podman can run them: a node joins, measures and trains.
 
 No cluster: each container by its image, options, environment, mounts and user, beside the others of
 its pod on one loopback; Services are names on one network. What only a cluster does (network
@@ -27,11 +27,35 @@ CHART = ROOT / "deploy/helm/icos-fl"
 ENVIRONMENT = {"CONTAINERS_CONF": str(ROOT / "deploy/containers.conf"), **os.environ}
 USER = 10001
 NODE = "edge-1"
-CLOSED = {
-    "data": (6379, 16587, 6867, 8676, 50051, 9464, 9465, 9466, 9093),
-    "controller": (8000, 8090, 9467, 9093),
+VALUES = {
+    "single-node": ("settings.ICOS_FL_COLLECTOR_BATCH_TIMEOUT=3s",),
+    "hybrid": (
+        "settings.ICOS_FL_COLLECTOR_BATCH_TIMEOUT=3s",
+        "gateway=fl-gateway:8443",
+        "controller.enabled=true",
+    ),
 }
-OPEN = {"data": 4317, "controller": 8443, "out": 9094}
+"""Of each example, what is other than in it."""
+SERVICES = {
+    "controller": ["fl-gateway"],
+    "store": ["fl-otlp-bridge", "fl-processor"],
+    "out": ["fl-supernode"],
+    "data": ["fl-otlp-bridge"],
+    "collect": [],
+}
+"""Of each pod, in the order of their start, the Services that lead to it where it has the ports."""
+PORTS = {
+    *(6379, 16587, 6867, 8676),  # the store
+    *(4317, 50051, 8000, 8090, 8443, 9093, 9094),
+    *range(9464, 9470),  # metrics
+}
+OPEN = {
+    "single-node": {"controller": {8443}, "out": {9094}, "data": {4317}, "collect": set()},
+    "hybrid": {
+        **{"controller": {8443}, "store": {4317, 50051}},
+        **{"out": {9094}, "data": set(), "collect": set()},
+    },
+}
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
@@ -57,10 +81,16 @@ class Cluster:
 
     engine: str
     folder: Path
+    example: str
     name: str = field(default_factory=lambda: f"icos-fl-helm-{uuid.uuid4().hex[:8]}")
     started: list[str] = field(default_factory=list)
 
-    def start_pod(self, component: str, service: str, workload: dict[str, Any]) -> None:
+    @property
+    def store(self) -> str:
+        """The pod that has it."""
+        return "store" if self.example == "hybrid" else "data"
+
+    def start_pod(self, component: str, services: list[str], workload: dict[str, Any]) -> None:
         """Its containers in their order, each when those before it are up."""
         spec = workload["spec"]["template"]["spec"]
         volumes = {volume["name"]: volume for volume in spec["volumes"]}
@@ -70,7 +100,8 @@ class Cluster:
         first = (spec.get("initContainers", []) + spec["containers"])[0]
         self._run(
             *("--detach", "--name", self.container(component, "loopback")),
-            *("--network", self.name, "--network-alias", service, "--no-healthcheck"),
+            *("--network", self.name, *(f"--network-alias={name}" for name in services)),
+            "--no-healthcheck",
             *("--entrypoint", "sleep", first["image"], "infinity"),
             name=self.container(component, "loopback"),
         )
@@ -191,13 +222,11 @@ def usable_engine() -> str:
     return ""
 
 
-def rendered() -> dict[str, dict[str, Any]]:
-    """The workloads and the configuration of the single-node example, by component."""
+def rendered(example: str) -> dict[str, dict[str, Any]]:
+    """The workloads and the configuration, by component."""
     helm = run(ROOT / "deploy/build-sources", "helm").strip().removeprefix("helm=")
-    text = run(
-        helm, "template", "fl", CHART, "-f", CHART / "examples/single-node.yaml",
-        "--set", "settings.ICOS_FL_COLLECTOR_BATCH_TIMEOUT=3s",
-    )  # fmt: skip
+    sets = [part for value in VALUES[example] for part in ("--set", value)]
+    text = run(helm, "template", "fl", CHART, "-f", CHART / f"examples/{example}.yaml", *sets)
     return {
         one["metadata"]["labels"]["app.kubernetes.io/component"]: one
         for one in yaml.safe_load_all(text)
@@ -206,45 +235,60 @@ def rendered() -> dict[str, dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def engine() -> str:
+    """What runs containers, with the images built."""
     engine = usable_engine()
     if not engine:
         message = "THE CHART'S PODS DID NOT RUN: neither docker nor podman can be used"
         warnings.warn(message, stacklevel=2)
         pytest.skip(message)
-    objects = rendered()
-    run(ROOT / "deploy/build-images", "otlp-bridge", "timeseries-store", "processor")
-    run(ROOT / "deploy/build-images", "fl-server", "fl-client", "otel-collector", "gateway")
+    images = (
+        *("otlp-bridge", "timeseries-store", "processor", "fl-server", "fl-client"),
+        *("otel-collector", "gateway"),
+    )
+    run(ROOT / "deploy/build-images", *images)
+    return engine
+
+
+@pytest.fixture(scope="module", params=VALUES)
+def cluster(
+    engine: str, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Cluster]:
+    objects = rendered(request.param)
     folder = tmp_path_factory.mktemp("cluster")
     for path in (folder, *folder.parents[:2]):
         path.chmod(0o755)
-    cluster = Cluster(engine, folder)
+    cluster = Cluster(engine, folder, request.param)
     try:
         run(engine, "network", "create", cluster.name)
         certs = folder / "secrets/icos-fl-controller"
         run("icos-fl", "certs", "controller", "--folder", certs, "--name", "fl-gateway")
         (certs / "superexec.secret").write_text(secrets.token_hex(32))
+        shared = folder / "secrets/icos-fl-shared-store"
+        names = [f"--name={name}" for name in SERVICES["store"]]
+        run("icos-fl", "certs", "node", "--folder", shared, *names)
         own(folder / "var/lib/icos-fl")
         (folder / "configuration").mkdir()
         for name, text in objects["configuration"]["data"].items():
             (folder / "configuration" / name).write_text(text)
-        cluster.start_pod("controller", "fl-gateway", objects["controller"])
-        status, word = cluster.exec(
-            "controller", "enrolment", "icos-fl-server", "node", "invite", NODE
-        )
-        assert status == 0, word
         invitations = folder / "secrets/icos-fl-invitations"
         invitations.mkdir()
-        (invitations / NODE).write_text(word)
-        for component, service in (
-            ("out", "fl-supernode"),
-            ("data", "fl-otlp-bridge"),
-            ("collect", "collect"),
-        ):
-            cluster.start_pod(component, service, objects[component])
+        for component, services in SERVICES.items():
+            if component == "out":
+                (invitations / NODE).write_text(invitation(cluster))
+            if component in objects:
+                alone = component != "data" or cluster.store == "data"
+                cluster.start_pod(component, services if alone else [], objects[component])
         yield cluster
     finally:
         cluster.remove()
+
+
+def invitation(cluster: Cluster) -> str:
+    command = ("icos-fl-server", "node", "invite", NODE)
+    status, word = cluster.exec("controller", "enrolment", *command)
+    assert status == 0, word
+    return word
 
 
 def test_a_node_joins_by_its_name(cluster):
@@ -260,13 +304,15 @@ def test_a_node_joins_by_its_name(cluster):
 
 def test_what_is_measured_comes_into_the_window(cluster):
     def rows() -> int:
-        status, text = cluster.exec("data", "backend", "icos-fl-store", "window", NODE, "--csv")
+        status, text = cluster.exec(
+            cluster.store, "backend", "icos-fl-store", "window", NODE, "--csv"
+        )
         return text.count("\n") if status == 0 else 0
 
     wait_until(lambda: rows() > 40, 400, cluster.logs)
 
 
-def test_a_run_trains_on_it_and_keeps_the_model_on_the_node(cluster):
+def test_a_run_trains_on_it(cluster):
     app = cluster.folder / "controller/tmp/superlink/app"
     shutil.copytree(ROOT / "deploy/local/src/icos_fl_local/flower_app", app)
     home = cluster.folder / "controller/state/superlink/flwr"
@@ -300,6 +346,11 @@ def test_a_run_trains_on_it_and_keeps_the_model_on_the_node(cluster):
     wait_until(over, 300, cluster.logs)
     assert json.loads(history.read_text())["state"] == "finished", history.read_text()
     assert (history.parent / "checkpoints/cpu_usage/latest.safetensors").exists()
+
+
+def test_a_node_with_a_store_of_its_own_forecasts_by_itself(cluster):
+    if cluster.store != "data":
+        pytest.skip("a shared store keeps no models of nodes")
     status, text = cluster.exec(
         "data", "superexec", "icos-fl-client", "forecast", "--json",
         "--processor", "127.0.0.1:50051", "--store", "127.0.0.1:16587",
@@ -307,23 +358,22 @@ def test_a_run_trains_on_it_and_keeps_the_model_on_the_node(cluster):
     assert status == 0, text
 
 
-@pytest.mark.parametrize("component", CLOSED)
-def test_neighbours_reach_what_is_open_and_nothing_else(cluster, component):
-    address = run(
-        cluster.engine, "inspect", "--format",
-        "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}",
-        cluster.container(component, "loopback"),
-    ).strip()  # fmt: skip
-    ports = (OPEN[component], *CLOSED[component])
-    program = (
-        "import socket\n"
-        f"for port in {ports!r}:\n"
-        "    with socket.socket() as one:\n"
-        "        one.settimeout(2)\n"
-        f"        print(port, one.connect_ex(({address!r}, port)) == 0)\n"
-    )
-    # The pod of the SuperNode is on the network as any other.
-    status, text = cluster.exec("out", "supernode", "python3", "-c", program)
-    assert status == 0, text
-    reached = {int(line.split()[0]) for line in text.splitlines() if line.endswith("True")}
-    assert reached == {OPEN[component]}
+def test_neighbours_reach_what_is_open_and_nothing_else(cluster):
+    for component, expected in OPEN[cluster.example].items():
+        address = run(
+            cluster.engine, "inspect", "--format",
+            "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}",
+            cluster.container(component, "loopback"),
+        ).strip()  # fmt: skip
+        program = (
+            "import socket\n"
+            f"for port in {sorted(PORTS)}:\n"
+            "    with socket.socket() as one:\n"
+            "        one.settimeout(2)\n"
+            f"        if one.connect_ex(({address!r}, port)) == 0: print(port)\n"
+        )
+        # From another pod than its own.
+        asker = ("controller", "enrolment") if component == "out" else ("out", "supernode")
+        status, text = cluster.exec(*asker, "python3", "-c", program)
+        assert status == 0, text
+        assert set(map(int, text.split())) == expected, component
