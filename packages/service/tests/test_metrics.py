@@ -1,12 +1,18 @@
 """The /metrics of a service, over real HTTP."""
 
+import json
+import queue
 import socket
 import sys
+import threading
 import urllib.error
 import urllib.request
+from importlib.metadata import version
 
 import pytest
+from icos_fl_service import status as told
 from icos_fl_service.metrics import Metrics, MetricsAddressError, check
+from icos_fl_service.probe import Probe
 
 
 def scrape(port: int) -> str:
@@ -20,6 +26,56 @@ def test_metrics_are_served_until_the_end():
     metrics.close()
     with pytest.raises(urllib.error.URLError):
         scrape(metrics.port)
+
+
+@pytest.fixture
+def status():
+    """The /status of this process."""
+    metrics = Metrics("icos-fl-service", "127.0.0.1:0")
+
+    def ask() -> dict[str, object]:
+        url = f"http://127.0.0.1:{metrics.port}/status"
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            assert answer.headers["Content-Type"] == "application/json"
+            return json.load(answer)
+
+    yield ask
+    metrics.close()
+
+
+def test_a_status_tells_version_and_health(status):
+    assert status() == {
+        "part": "service",
+        "version": version("icos-fl-service"),
+        "health": "healthy",
+        "waits_for": "",
+        "reason": "",
+    }
+
+
+def test_a_status_tells_what_a_probe_waits_for_and_why(status):
+    changes, is_there = queue.Queue(), threading.Event()
+
+    def ask():
+        if not is_there.is_set():
+            raise OSError("refused")
+
+    probe = Probe(ask, changes.put, what="store")
+    assert status()["reason"] == "the store has not answered yet"
+    probe.start()
+    assert changes.get(timeout=10) is False
+    found = status()
+    assert (found["health"], found["waits_for"], found["reason"]) == ("waiting", "store", "refused")
+    is_there.set()
+    assert changes.get(timeout=10) is True
+    assert status()["health"] == "healthy"
+    probe.stop(10)
+
+
+def test_a_status_tells_what_else_is_known(status, monkeypatch):
+    monkeypatch.setattr(told, "_facts", {})
+    told.tell("windows", lambda: {"a": 3})
+    assert status()["windows"] == {"a": 3}
 
 
 def test_without_an_address_nothing_is_served():

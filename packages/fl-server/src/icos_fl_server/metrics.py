@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 import structlog
+from icos_fl_service import status
 from icos_fl_service.metrics import Metrics, MetricsAddressError
 from prometheus_client import REGISTRY
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -24,13 +25,21 @@ def told(facts: Facts, address: str) -> Iterator[None]:
     with contextlib.ExitStack() as ending:
         if address:
             try:
-                ending.callback(Metrics("icos-fl-server", address).close)
+                ending.callback(
+                    Metrics("icos-fl-server", address, "", lambda: _status(facts)).close
+                )
             except MetricsAddressError as error:
                 log.warning("no metrics of this run", reason=str(error))
             collector = RunCollector(facts)
             REGISTRY.register(collector)
             ending.callback(REGISTRY.unregister, collector)
         yield
+
+
+def _status(facts: Facts) -> Facts:
+    run = {"id": facts["run"], "state": facts["state"], "reason": facts["reason"]}
+    rounds = {"round": len(facts["rounds"]), "rounds": facts["rounds_total"]}
+    return status.of("icos-fl-server", "run") | {"run": run | rounds}
 
 
 class RunCollector(Collector):

@@ -3,8 +3,10 @@
 import contextlib
 import threading
 import time
+from typing import Any, NamedTuple
 
 import structlog
+from icos_fl_service import status
 from icos_fl_timeseries_store import Store, StoreDamaged, StoreError, UnknownNode
 from icos_fl_timeseries_store.conditions import Condition, Expectations, Finding, judge
 
@@ -17,6 +19,14 @@ JUDGED_ROWS_MAX = 10_000
 log = structlog.get_logger()
 
 
+class Window(NamedTuple):
+    """What a look at a window found."""
+
+    rows: int | None
+    """None of one that cannot be read."""
+    found: list[Finding]
+
+
 class Judging:
     """Judges the windows of a store every JUDGE_SECONDS, on a thread of its own.
 
@@ -26,12 +36,14 @@ class Judging:
     def __init__(self, expectations: Expectations, *, recorded: bool = False) -> None:
         self._expectations = expectations
         self._recorded = recorded
+        self._telling = threading.Lock()
         self._told: set[tuple[str, ...]] = set()
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
 
     def start(self, store: Store) -> None:
-        """Judge from now on."""
+        """Judge from now on, and whenever somebody asks for /status."""
+        status.tell("windows", lambda: self._asked(store))
         self._thread = threading.Thread(
             target=self._run, args=(store,), name="judging", daemon=True
         )
@@ -43,21 +55,35 @@ class Judging:
         if self._thread is not None:
             self._thread.join(JUDGE_SECONDS)
 
-    def look(self, store: Store) -> None:
+    def look(self, store: Store) -> dict[str, Window]:
         """Judge all windows now. Raises StoreUnavailable."""
-        told = set()
+        windows = {}
         for node in store.nodes():
             try:
-                told |= self._look_at(store, node)
+                windows[node] = self._look_at(store, node)
             except UnknownNode:
                 continue  # it was never made: its writer found the disk full
             except StoreDamaged as error:
-                told |= _tell(node, [Finding(Condition.DAMAGED, "", str(error))])
-        for labels in self._told - told:
-            _forget(labels)
-        self._told = told
+                windows[node] = Window(None, [Finding(Condition.DAMAGED, "", str(error))])
+        with self._telling:
+            told = {labels for node, window in windows.items() for labels in _tell(node, window)}
+            for labels in self._told - told:
+                _forget(labels)
+            self._told = told
+        return windows
 
-    def _look_at(self, store: Store, node: str) -> set[tuple[str, ...]]:
+    def _asked(self, store: Store) -> dict[str, dict[str, Any]]:
+        """All windows, for JSON; none while the store, which is what is waited for, is away."""
+        try:
+            windows = self.look(store)
+        except StoreError:
+            return {}
+        return {
+            node: {"rows": window.rows, "conditions": [found.as_dict() for found in window.found]}
+            for node, window in windows.items()
+        }
+
+    def _look_at(self, store: Store, node: str) -> Window:
         window = store.window(node)
         info, rows = window.info(), window.read(last=JUDGED_ROWS_MAX)
         metrics.WINDOW_ROWS.labels(node).set(info.rows)
@@ -65,7 +91,7 @@ class Judging:
         if info.last_time_ns is not None:
             metrics.WINDOW_LAST_ROW.labels(node).set(info.last_time_ns / 1e9)
         found = judge(rows, self._expectations, None if self._recorded else time.time_ns())
-        return _tell(node, found) | {(node,)}
+        return Window(info.rows, found)
 
     def _run(self, store: Store) -> None:
         while True:
@@ -79,13 +105,13 @@ class Judging:
                 return
 
 
-def _tell(node: str, findings: list[Finding]) -> set[tuple[str, ...]]:
-    told: set[tuple[str, ...]] = {
-        (node, finding.column, finding.condition.word) for finding in findings
+def _tell(node: str, window: Window) -> set[tuple[str, ...]]:
+    found: set[tuple[str, ...]] = {
+        (node, finding.column, finding.condition.word) for finding in window.found
     }
-    for labels in told:
+    for labels in found:
         metrics.WINDOW_CONDITION.labels(*labels).set(1)
-    return told
+    return found if window.rows is None else {*found, (node,)}
 
 
 def _forget(labels: tuple[str, ...]) -> None:

@@ -6,6 +6,8 @@ from collections.abc import Callable
 import structlog
 from prometheus_client import Counter, Gauge
 
+from icos_fl_service import status
+
 PROBE_SECONDS = 2.0
 """How often is asked."""
 
@@ -38,6 +40,7 @@ class Probe:
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"{what} probe", daemon=True)
         _READY.set(0)
+        status.waits_for(what, self.why_not)
 
     def start(self) -> None:
         """Ask from now on."""
@@ -55,6 +58,10 @@ class Probe:
         while not self._stopping.is_set():
             answers = self._answers()
             _READY.set(answers)
+            if answers:
+                status.has(self._what)
+            else:
+                status.waits_for(self._what, self.why_not)
             if answers is not answered:
                 answered = answers
                 self._changed(answers)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import valkey
-from icos_fl_service import logs
+from icos_fl_service import logs, status
 from icos_fl_service import settings as service_settings
 from icos_fl_service.metrics import Metrics
 from pydantic import Field
@@ -119,7 +119,10 @@ def serve(service: Service, settings: ServiceSettings) -> None:
         metrics.begin()
         # They end with the process.
         Metrics(
-            "icos-fl-timeseries-store", settings.metrics_address, settings.metrics_otlp_endpoint
+            "icos-fl-timeseries-store",
+            settings.metrics_address,
+            settings.metrics_otlp_endpoint,
+            lambda: status.of("icos-fl-timeseries-store", "backend"),
         )
     if service == "proxy":  # it has no state, and no end of its own for SIGTERM
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))

@@ -7,7 +7,7 @@ import time
 
 import structlog
 import uvicorn
-from icos_fl_service import logs
+from icos_fl_service import logs, status
 from icos_fl_service.metrics import Metrics, MetricsAddressError
 from icos_fl_service.settings import load_or_exit, split_address
 from icos_fl_warm_runtime.certificates import renew_at_sighup
@@ -143,7 +143,10 @@ def serve() -> None:
         sys.exit(f"icos-fl-server: {settings.certificate} and {settings.key}: {error}")
     try:
         metrics = Metrics(
-            "icos-fl-server", settings.metrics_address, settings.metrics_otlp_endpoint
+            "icos-fl-server",
+            settings.metrics_address,
+            settings.metrics_otlp_endpoint,
+            lambda: status.of("icos-fl-server", "enrolment"),
         )
     except MetricsAddressError as error:
         sys.exit(f"icos-fl-server: {error}")
