@@ -147,6 +147,13 @@ class Federation:
             for sample in family.samples
         }
 
+    def status(self, name: str) -> dict[str, Any]:
+        """What the process *name* says of itself."""
+        url = f"http://{HOST}:{self.metrics[name]}/status"
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            facts: dict[str, Any] = json.load(answer)
+        return facts
+
     def wait_for_port(self, port: int) -> None:
         def listens() -> bool:
             for name, process in self.processes.items():

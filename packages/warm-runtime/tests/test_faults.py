@@ -1,5 +1,6 @@
 """A task that dies in any way costs its round its reply, and nothing else."""
 
+import signal
 import time
 from pathlib import Path
 
@@ -18,6 +19,7 @@ DELAY_SECONDS_MAX = 5.0
 """Of a machine that is busy with other tests. Flower takes 40 to 60 s, when a token expires."""
 
 HANG_SECONDS = 4.0
+SILENCE_SECONDS = 8.0
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +78,26 @@ def test_the_round_after_one_that_hangs_has_both_nodes_again(hung, number):
 def test_a_task_that_hangs_is_ended_by_the_kernel(hung, federation):
     told = "its process ran for longer than its message was to live, and was ended"
     assert federation.log("supernode-1").count(told) == 2
+
+
+def test_a_supernode_that_never_answers_costs_its_round_the_timeout(federation):
+    """It hangs as a whole, and goes on after the round."""
+    run = federation.run(
+        {2: {"hold": True, "timeout": SILENCE_SECONDS, "ttl": SILENCE_SECONDS}}, rounds=3
+    )
+    run.round(1)
+    node = federation.processes["supernode-1"]
+    node.send_signal(signal.SIGSTOP)
+    try:
+        run.let_go(2)
+        hung = run.round(2)
+    finally:
+        node.send_signal(signal.SIGCONT)
+    print(f"\nround of {SILENCE_SECONDS} s: {hung['seconds']:.2f} s")
+    assert hung["replied"] == [0]
+    assert SILENCE_SECONDS - 0.1 <= hung["seconds"] < SILENCE_SECONDS + 3.5  # as Flower's own grid
+    assert run.round(3)["replied"] == [0, 1]
+    run.end()
 
 
 def test_what_a_task_leaks_goes_with_it(federation, wait_until):

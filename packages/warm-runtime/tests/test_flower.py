@@ -57,6 +57,9 @@ def test_every_name_that_is_replaced_is_there_to_be_replaced():
         ("flwr.supernode.cli.flower_supernode", "NodeStateFactory"),
         ("flwr.supercore.superexec.run_superexec", "get_executor"),
         ("flwr.supercore.superexec.run_superexec", "_get_task_poll_interval"),
+        ("flwr.supercore.superexec.run_superexec", "make_simple_http_retry_invoker"),
+        ("flwr.supernode.fleet_http_connection", "make_simple_http_retry_invoker"),
+        ("flwr.supernode.fleet_http_connection", "FleetHttpClient"),
     ):
         assert hasattr(import_module(module), name), f"{module}:{name}"
 

@@ -1,6 +1,7 @@
 """/metrics of a SuperLink and its SuperNodes, and their logs: real processes, real tasks."""
 
 import json
+from importlib.metadata import version
 
 import pytest
 from icos_fl_warm_runtime.metrics import TaskCounts
@@ -51,6 +52,28 @@ def test_what_tasks_count_is_added_up_and_of_gauges_the_newest_is_kept(told):
     assert values["app_round", "0"] == ROUNDS
     # Of node 1, the task that raised has told what it did until then; the one that died has not.
     assert told.scrape("supernode-1")[("app_added_total",)] == (ROUNDS - 2) * 1000
+
+
+def test_a_supernode_tells_its_version_and_that_it_is_well(told):
+    assert told.status("supernode-0") == {
+        "part": "supernode",
+        "version": version("icos-fl-warm-runtime"),
+        "health": "healthy",
+        "waits_for": "",
+        "reason": "",
+        "apps": {"icos-fl-client": version("icos-fl-client")},
+    }
+
+
+def test_a_superlink_tells_its_newest_run(told, wait_until):
+    def run():
+        return told.status("superlink")["run"]
+
+    wait_until(lambda: run()["state"] == "finished:completed", 10, told.logs)
+    told.run({1: {"fault": "server-exits"}}, rounds=1)
+    wait_until(lambda: run()["state"] == "finished:failed", 30, told.logs)
+    assert "exit status" in run()["reason"]
+    assert told.status("superlink")["nodes_online"] == 2
 
 
 def test_nothing_is_left_of_what_tasks_told(told):

@@ -1,14 +1,30 @@
-"""SIGTERM ends SuperLink and SuperNode at once, whoever is being held."""
+"""How SuperLink and SuperNode end, whoever is being held."""
 
 import time
 
 import psutil
+import pytest
 
 
-def test_processes_that_hold_requests_end_promptly(new_federation, wait_until):
+@pytest.fixture(scope="module")
+def one_node(new_federation):
     federation = new_federation()
     federation.superlink()
     federation.supernode(0)
+    return federation
+
+
+def test_a_supernode_whose_superexec_is_killed_ends_and_can_be_started_anew(one_node):
+    node = one_node.processes["supernode-0"]
+    (superexec,) = psutil.Process(node.pid).children()
+    superexec.kill()
+    node.wait(10)
+    assert "The SuperExec has ended (killed by signal 9)" in one_node.log("supernode-0")
+    one_node.supernode(0)
+
+
+def test_processes_that_hold_requests_end_promptly(one_node, wait_until):
+    federation = one_node
     run = federation.run(rounds=1, nodes=1)
     run.end()  # all connections are open, and all ask again
     for name in ("supernode-0", "superlink"):
@@ -22,4 +38,5 @@ def test_processes_that_hold_requests_end_promptly(new_federation, wait_until):
         _, left = psutil.wait_procs(tree, 10)
         assert not left
         log = federation.log(name)
+        assert "The SuperExec has ended (exit" not in log, log
         assert "Traceback" not in log, log

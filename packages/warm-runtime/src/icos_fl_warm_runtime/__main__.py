@@ -24,9 +24,9 @@ def supernode() -> None:
     _run("supernode")
 
 
-def superexec() -> None:
-    """``flower-superexec``, with its options."""
-    _run("superexec")
+def superexec(host: str = "") -> None:
+    """``flower-superexec``, with its options; *host* is what has started it, if that is ours."""
+    _run("superexec", host)
 
 
 def main() -> None:
@@ -36,7 +36,7 @@ def main() -> None:
     _run(sys.argv.pop(1))
 
 
-def _run(name: str) -> None:
+def _run(name: str, host: str = "") -> None:
     runtime = os.environ.get(RUNTIME, "warm")
     if runtime not in ("warm", "stock"):
         raise SystemExit(f"{RUNTIME}={runtime!r}: neither 'warm' nor 'stock'")
@@ -60,27 +60,32 @@ def _run(name: str) -> None:
         )
     is_warm = runtime == "warm" and not found
     # A warm SuperExec serves them for its host too: the tasks are its own.
-    _tell_prometheus(name, elsewhere=is_warm and starts_superexec(name))
+    _tell_prometheus(name, host, elsewhere=is_warm and starts_superexec(name))
     if is_warm:
         _warm(name)
     module, function = _COMMANDS[name]
     getattr(import_module(module), function)()
 
 
-def _tell_prometheus(name: str, *, elsewhere: bool) -> None:
-    """Serve metrics until the process ends; if that is done *elsewhere*, check that it can be."""
+def _tell_prometheus(name: str, host: str, *, elsewhere: bool) -> None:
+    """Serve metrics until the process ends; if that is done *elsewhere*, check that it can be.
+
+    The status of a SuperExec that its *host* has started is that of the host.
+    """
     from flwr.supercore import log
     from icos_fl_service.metrics import Metrics, MetricsAddressError, check
     from icos_fl_service.settings import load_or_exit
 
+    from icos_fl_warm_runtime.flower.status import status_of, status_of_host
     from icos_fl_warm_runtime.metrics import RuntimeSettings
 
+    status = partial(status_of_host, host) if host else partial(status_of, name)
     settings = load_or_exit(RuntimeSettings)
     where = settings.metrics_address, settings.metrics_otlp_endpoint
     try:
         if elsewhere:
             check(*where)
-        elif port := Metrics("icos-fl-warm-runtime", *where).port:
+        elif port := Metrics("icos-fl-warm-runtime", *where, status).port:
             log(INFO, "Serving metrics on port %d", port)
     except MetricsAddressError as error:
         sys.exit(f"flower-{name}: {error}")
@@ -96,7 +101,7 @@ def _warm(name: str) -> None:
         return
     from icos_fl_warm_runtime.superexec import starter
 
-    ours = partial(starter, superexec) if hosts.starts_superexec(name) else None
+    ours = partial(starter, partial(superexec, name)) if hosts.starts_superexec(name) else None
     if name == "superlink":
         hosts.warm_superlink(ours)
     else:

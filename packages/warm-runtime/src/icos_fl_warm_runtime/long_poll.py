@@ -6,6 +6,7 @@ repeated by the server, so nonces and signed timestamps stay what they are.
 """
 
 import asyncio
+import json
 import threading
 import time
 from collections import defaultdict
@@ -29,6 +30,9 @@ PUSH_SECONDS_MAX = 180.0
 
 MARK_PATH = "/v1/icos-fl/warm"
 """Answers 204: who runs this middleware can be told of a task's death."""
+
+STATUS_PATH = "/v1/icos-fl/status"
+"""Answers with the status of the process, as JSON."""
 
 TASK = "task"
 REPLY = "reply"
@@ -105,8 +109,11 @@ class _Push:
 class LongPoll:
     """The outermost middleware of a SuperLink or a SuperNode."""
 
-    def __init__(self, app: ASGIApp, waits: Waits) -> None:
+    def __init__(
+        self, app: ASGIApp, waits: Waits, status: Callable[[], dict[str, Any]] = dict
+    ) -> None:
         self._app = app
+        self._status = status
         self._waits = waits
         self._pushes: dict[str, list[_Push]] = {}
         """By the object that is missing."""
@@ -118,6 +125,11 @@ class LongPoll:
         elif path == MARK_PATH:
             await send({"type": "http.response.start", "status": 204, "headers": []})
             await send({"type": "http.response.body", "body": b""})
+        elif path == STATUS_PATH:
+            facts = await asyncio.to_thread(self._status)  # which may ask a database
+            headers = [(b"content-type", b"application/json")]
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            await send({"type": "http.response.body", "body": json.dumps(facts).encode()})
         elif path == "/v1/runtime/acquire-task":
             await self._held(TASK, scope, receive, send)
         elif path == "/v1/runtime/pull-messages":

@@ -10,11 +10,13 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from ctypes import CDLL, c_char_p
 from importlib import import_module
-from logging import WARNING
+from logging import ERROR, WARNING
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -64,7 +66,18 @@ class ForkedSuperExec:
         order = {"options": command[1:], "detached": kwargs.get("start_new_session", False)}
         with os.fdopen(self._order, "w") as pipe:
             pipe.write(json.dumps(order))
+        threading.Thread(target=self._end_with_it, daemon=True).start()
         return self
+
+    def _end_with_it(self) -> None:
+        """A host whose SuperExec has died would never do a task again: who starts it anew, does so
+        with both."""
+        with suppress(ChildProcessError):  # it was waited for, as it was told to end
+            ended = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
+            if ended is not None and ended.si_status not in (0, signal.SIGTERM, signal.SIGINT):
+                how = "killed by signal" if ended.si_code == os.CLD_KILLED else "exit status"
+                log(ERROR, "The SuperExec has ended (%s %d), and so do I", how, ended.si_status)
+                os.kill(os.getpid(), signal.SIGTERM)
 
     def terminate(self) -> None:
         """Ask it to end."""

@@ -5,13 +5,17 @@ import logging
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib import import_module
 from typing import Any
 
 from flwr.supercore.constant import ExecutorType
+from icos_fl_service import status
 
 from icos_fl_warm_runtime.certificates import renew_at_sighup
 from icos_fl_warm_runtime.flower.nodestate import node_state_factory
+from icos_fl_warm_runtime.flower.returning import SUPERLINK, take_over_at_start
+from icos_fl_warm_runtime.flower.status import status_of, tell_of_retries, tell_of_runs
 from icos_fl_warm_runtime.long_poll import TASK, LongPoll, Waits
 from icos_fl_warm_runtime.pace import Pace
 
@@ -34,7 +38,7 @@ def warm_superlink(starter: Starter | None) -> None:
 
     What *starter* gives starts its SuperExec; without it somebody else does.
     """
-    _hold_requests("flwr.superlink.main", Waits())
+    _hold_requests("flwr.superlink.main", Waits(), "superlink", tell_of_runs)
     if starter:
         _start_superexec_by("flwr.superlink.cli.flower_superlink", starter())
     renew_at_sighup()
@@ -50,23 +54,30 @@ def _is_bad_news(record: logging.LogRecord) -> bool:
 def warm_supernode(starter: Starter | None) -> None:
     """From now on, Flower's SuperNode in this process holds requests, and asks without a pause."""
     waits = Waits()
-    _hold_requests("flwr.supernode.main", waits)
+    _hold_requests("flwr.supernode.main", waits, "supernode")
     if starter:
         _start_superexec_by("flwr.supernode.start_client_internal", starter())
     renew_at_sighup()
+    take_over_at_start()
+    tell_of_retries(import_module("flwr.supernode.fleet_http_connection"), SUPERLINK)
     client: Any = import_module("flwr.supernode.start_client_internal")
     client.http_request_response = _asking_again(client.http_request_response, waits)
     command: Any = import_module("flwr.supernode.cli.flower_supernode")
     command.NodeStateFactory = node_state_factory()
 
 
-def _hold_requests(module_name: str, waits: Waits) -> None:
+def _hold_requests(
+    module_name: str, waits: Waits, name: str, made: Callable[[Any], None] = lambda _app: None
+) -> None:
+    """In the application that *module_name* makes, which *made* is called with."""
     module: Any = import_module(module_name)
     create = module.create_app
 
     def create_app(*args: Any, **kwargs: Any) -> Any:
         app = create(*args, **kwargs)
-        app.add_middleware(LongPoll, waits=waits)  # the last one is the outermost
+        # The last one is the outermost.
+        app.add_middleware(LongPoll, waits=waits, status=partial(status_of, name))
+        made(app)
         return app
 
     module.create_app = create_app
@@ -96,9 +107,12 @@ def _start_superexec_by(module_name: str, start: Callable[..., Any]) -> None:
 def _asking_again(connect: Callable[..., Any], waits: Waits) -> Callable[..., Any]:
     """Flower's connection to the SuperLink, of which ``receive`` returns with a message only."""
 
+    status.waits_for(SUPERLINK, "it has not answered yet")
+
     @contextmanager
     def connected(*args: Any, **kwargs: Any) -> Iterator[tuple[Any, ...]]:
         with connect(*args, **kwargs) as connection:
+            status.has(SUPERLINK)
             node_id, receive, *others, confirm = connection
             pace = Pace(_PULL_SECONDS_MAX)
 
@@ -120,6 +134,7 @@ def _asking_again(connect: Callable[..., Any], waits: Waits) -> Callable[..., An
 def warm_superexec(executor: Callable[[], Any]) -> None:
     """From now on, an *executor* starts the tasks of Flower's SuperExec in this process."""
     module: Any = import_module("flwr.supercore.superexec.run_superexec")
+    tell_of_retries(module, "superlink or supernode")
     stock = module.get_executor
 
     def get_executor(executor_type: Any, **kwargs: Any) -> Any:

@@ -20,12 +20,17 @@ SUPERNODE: Final = {
     "flwr.supernode.start_client_internal:_pull_and_store_message": "eaf5d0e3",
     "flwr.supernode.start_client_internal:_push_messages": "00bb86fa",
     "flwr.supernode.fleet_http_connection:http_request_response": "b80ca367",
+    "flwr.supernode.fleet_http_client:FleetHttpClient.ActivateNode": "560fe67f",
+    "flwr.supernode.fleet_http_client:FleetHttpClient.DeactivateNode": "a9537c1c",
+    "flwr.supernode.fleet_http_client:FleetHttpClient.RegisterNode": "86626f63",
+    "flwr.supercore.retry:make_simple_http_retry_invoker": "49e12326",
     "flwr.supernode.nodestate:NodeStateFactory": "a933795f",
     "flwr.supernode.nodestate.in_memory_nodestate:InMemoryNodeState": "ed77fee3",
     "flwr.supercore.corestate.in_memory_corestate:InMemoryCoreState.create_task": "ca22dc66",
 }
 SUPEREXEC: Final = {
     "flwr.supercore.superexec.run_superexec:run_superexec": "91e7a33c",
+    "flwr.supercore.retry:make_simple_http_retry_invoker": "49e12326",
     "flwr.supercore.superexec.executor.types:ExecutionSpec": "a52aad63",
     "flwr.supercore.superexec.executor.types:Executor": "c6d3173d",
     "flwr.supercore.superexec.executor.subprocess_executor:SubprocessExecutor": "9c58435e",
