@@ -143,13 +143,29 @@ def test_the_window_equals_the_trace_value_by_value(kept: Kept) -> None:
 
 def test_status_says_that_every_component_is_up(kept: Kept) -> None:
     command_line, result = kept
+    began = time.monotonic()
     status, out = command_line.run("status", "--json")
+    print(f"status took {time.monotonic() - began:.2f} s")
     found = json.loads(out)
-    assert status == 0
-    assert all(facts["up"] for facts in found["components"].values())
+    assert status == 0, out
+    assert {facts["health"] for facts in found["components"].values()} == {"healthy"}
+    assert all(facts["up"] and facts["version"] for facts in found["components"].values())
     assert len(found["components"]) == 9
     assert set(found["rows"]) == set(result["nodes"])
     assert (found["run"]["state"], found["run"]["round"]) == ("finished", 1)
+
+
+def test_status_of_parts_by_their_addresses_names_the_newest_run(kept: Kept) -> None:
+    command_line, _ = kept
+    description = json.loads((command_line.folder / ".icos-fl" / "deployment.json").read_text())
+    ports = description["metrics_ports"]
+    names = [name for name in ports if name != "run"]
+    status, out = command_line.run("status", *(f"127.0.0.1:{ports[name]}" for name in names))
+    assert status == 0, out
+    assert "finished:completed" in out
+    assert [line.split()[0] for line in out.splitlines() if " at " in line] == [
+        "healthy" for _ in names
+    ]
 
 
 def test_a_second_deployment_in_the_same_folder_is_refused(kept: Kept) -> None:

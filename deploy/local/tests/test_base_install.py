@@ -1,6 +1,7 @@
 """What ``pip install icos-fl`` brings, in an environment of its own."""
 
 import os
+import socket
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -55,7 +56,7 @@ def test_it_makes_certificates_and_shows_them(run):
 
 @pytest.mark.parametrize(
     "arguments",
-    [["up"], ["status"], ["watch"], ["train"], ["simulate"], ["doctor"], ["down"]],
+    [["up"], ["watch"], ["train"], ["simulate"], ["doctor"], ["down"]],
     ids=lambda arguments: arguments[0],
 )
 def test_what_is_about_services_says_that_they_are_missing(run, arguments: list[str]):
@@ -65,3 +66,11 @@ def test_what_is_about_services_says_that_they_are_missing(run, arguments: list[
         f"icos-fl: {arguments[0]} is about services on this machine, and they are not installed: "
         "pip install 'icos-fl[local]'\n"
     )
+
+
+def test_it_tells_the_status_of_parts_of_a_federation(run):
+    with socket.create_server(("127.0.0.1", 0)) as nobody:
+        address = f"127.0.0.1:{nobody.getsockname()[1]}"
+    done = run("icos-fl", "status", address)
+    assert (done.returncode, done.stderr) == (1, "")
+    assert done.stdout == f"down at {address}; no status: Connection refused\n"

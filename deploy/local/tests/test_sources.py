@@ -1,16 +1,15 @@
 """What --source collector starts, and when Scaphandre can measure."""
 
-import os
 import socket
 from pathlib import Path
 
 import pytest
 from icos_fl_local import monitoring, sources
-from icos_fl_local.commands import _is_up
 from icos_fl_local.deployment import Deployment, assign_ports, component_names, metrics_names
 from icos_fl_local.errors import LocalError
 from icos_fl_local.sources import Power, Sources, power_of
 from icos_fl_local.state import StateFolder
+from icos_fl_local.status import is_listening
 from icos_fl_local.supervisor import Component
 
 
@@ -90,7 +89,7 @@ def test_whether_scaphandre_runs_is_seen_at_its_port_and_nothing_is_requested(tm
         if asks == "up":
             assert scaphandre.ready()
         else:
-            assert _is_up("scaphandre", {"pid": os.getpid(), "port": scaphandre.port})
+            assert is_listening(scaphandre.port)
         connection, _ = listener.accept()
         with connection:
             connection.settimeout(5)

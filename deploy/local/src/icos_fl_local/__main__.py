@@ -127,9 +127,11 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
 
 def _status(arguments: argparse.Namespace) -> int:
-    from icos_fl_local import commands
+    from icos_fl_local import status
 
-    return commands.status(StateFolder(arguments.state_dir), as_json=arguments.json)
+    if arguments.address:
+        return status.of_addresses(arguments.address, as_json=arguments.json)
+    return status.of_deployment(StateFolder(arguments.state_dir), as_json=arguments.json)
 
 
 def _watch(arguments: argparse.Namespace) -> int:
@@ -280,12 +282,15 @@ _LOCAL = "icos_fl_timeseries_store"
 
 _SERVER = "icos_fl_server"
 
-_LIGHT: dict[str, Callable[[argparse.Namespace], int]] = {"certs": _certs, "node": _node}
+_LIGHT: dict[str, Callable[[argparse.Namespace], int]] = {
+    "certs": _certs,
+    "node": _node,
+    "status": _status,
+}
 """What the base install can do."""
 
 _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "doctor": _doctor,
-    "status": _status,
     "watch": _watch,
     "window": _window,
     "forecast": _forecast,
@@ -379,13 +384,16 @@ def _parser() -> argparse.ArgumentParser:
     doctor_command = add("doctor", "look whether this machine is fit for a deployment")
     add_json(doctor_command)
     add_ports(doctor_command)
-    add_json(
-        add(
-            "status",
-            "what runs, and how it is: exit status 0 healthy, 1 not, 3 not running, "
-            "9 to 16 something is wrong with a window",
-        )
+    status = add(
+        "status",
+        "what runs, and how it is: exit status 0 healthy, 1 not, 3 not running, "
+        "9 to 16 something is wrong with a window",
     )
+    status.add_argument(
+        "address", nargs="*", metavar="HOST:PORT",
+        help="where a part serves its metrics: of these parts, in place of a local deployment",
+    )  # fmt: skip
+    add_json(status)
     watch = add("watch", "what comes into the windows, and what is wrong with them")
     watch.add_argument("node", nargs="?", metavar="NODE")
     watch.add_argument("--json", action="store_true", help="one JSON object a line")

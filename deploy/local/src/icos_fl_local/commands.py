@@ -1,11 +1,9 @@
 """What can be asked of a deployment that runs."""
 
 import contextlib
-import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -15,7 +13,7 @@ from typing import Any
 import psutil
 
 from icos_fl_local import run, run_config
-from icos_fl_local.deployment import HOST, METRICS, SERVICES, Deployment, module, serving, tcp
+from icos_fl_local.deployment import HOST, METRICS, Deployment, module
 from icos_fl_local.errors import LocalError, UsageError
 from icos_fl_local.processor_client import ProcessorClient
 from icos_fl_local.progress import Progress, to
@@ -34,48 +32,6 @@ _DOWN_SECONDS = 90.0
 _LOG_LINES = 20
 _LOOK_SECONDS = 0.5
 _WATCH_SECONDS = 30.0
-
-
-def status(state: StateFolder, *, as_json: bool) -> int:
-    """Print each component, the windows and the last run.
-
-    Return 0 if nothing is wrong, 1 if a component or the last run is not well, and else, where
-    something is wrong with a window, what ``icos-fl-store watch --once`` returns for it.
-    """
-    description = state.read_running()
-    deployment = _deployment(state, description)
-    components = {
-        name: facts
-        | {"up": _is_up(name, facts), "metrics_port": deployment.metrics_ports.get(name)}
-        for name, facts in description["components"].items()
-    }
-    rows, problem = _rows(deployment)
-    conditions, unknown = _conditions(state, deployment, description)
-    problem = problem or unknown
-    worst = min((found[0]["exit_status"] for found in conditions.values() if found), default=0)
-    last = _last_run(state, description["started_unix_s"])
-    healthy = (
-        description["state"] == "running"
-        and all(facts["up"] for facts in components.values())
-        and not problem
-        and (last is None or last["state"] != "failed")
-    )
-    found = {
-        "state": description["state"],
-        "healthy": healthy and not worst,
-        "quiesced": state.quiesced.exists(),
-        "pid": description["pid"],
-        "source": description["source"],
-        "metrics": description["metrics"],
-        "components": components,
-        "prometheus": str(state.prometheus),
-        "rows": rows,
-        "conditions": conditions,
-        "problem": problem,
-        "run": last,
-    }
-    print(json.dumps(found) if as_json else _status_text(found))
-    return worst if healthy else 1
 
 
 def watch(state: StateFolder, arguments: Sequence[str]) -> int:
@@ -209,44 +165,6 @@ def _deployment(state: StateFolder, description: dict[str, Any]) -> Deployment:
     return Deployment(state, tuple(description["nodes"]), ports)
 
 
-def _is_up(name: str, facts: dict[str, Any]) -> bool:
-    if facts["pid"] is None or not psutil.pid_exists(facts["pid"]):
-        return False
-    return serving(facts["port"]) if name in SERVICES else tcp(facts["port"])
-
-
-def _rows(deployment: Deployment) -> tuple[dict[str, int], str]:
-    """Rows in each node's window, and what is in the way of knowing."""
-    try:
-        with ProcessorClient(deployment.address("processor")) as processor:
-            windows = processor.windows()
-    except LocalError as error:
-        return {}, str(error)
-    return {node: windows[node].rows if node in windows else 0 for node in deployment.nodes}, ""
-
-
-def _conditions(
-    state: StateFolder, deployment: Deployment, description: dict[str, Any]
-) -> tuple[dict[str, list[dict[str, Any]]], str]:
-    """What is wrong with each node's window, worst first, and what is in the way of knowing."""
-    command = (*module("icos_fl_timeseries_store"), "watch", "--once", "--json")
-    try:
-        done = subprocess.run(
-            [*command, *_judged_by(state, description)],
-            env=deployment.env() | _store_env(deployment),
-            capture_output=True,
-            text=True,
-            timeout=_WATCH_SECONDS,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        return {}, f"the store does not tell its windows within {_WATCH_SECONDS:g} s"
-    reports = [json.loads(line) for line in done.stdout.splitlines()]
-    told = {report["node"]: report["conditions"] for report in reports}
-    problem = done.stderr.strip() if done.returncode in (1, 2) else ""
-    return {node: told[node] for node in deployment.nodes if node in told}, problem
-
-
 def _judged_by(state: StateFolder, description: dict[str, Any]) -> list[str]:
     """Options of watch. Rows of a replay are as old as its traces: that is no fault of theirs."""
     recorded = ["--recorded"] if description["source"] == "replay" else []
@@ -259,46 +177,6 @@ def _store_env(deployment: Deployment) -> dict[str, str]:
         "ICOS_FL_STORE_HOST": HOST,
         "ICOS_FL_STORE_METADATA_PORT": str(deployment.ports["metadata"]),
     }
-
-
-def _last_run(state: StateFolder, since_unix_s: float) -> dict[str, Any] | None:
-    folder = state.last_run(since_unix_s)
-    history = run.read_history(folder / "history.json") if folder else None
-    if folder is None or history is None:
-        return None
-    rounds = history["rounds"]
-    return {
-        "folder": str(folder),
-        "state": history["state"],
-        "reason": history["reason"],
-        "round": rounds[-1]["round"] if rounds else 0,
-        "rounds": history["rounds_total"],
-        "metrics": history["metrics"],
-    }
-
-
-def _status_text(found: dict[str, Any]) -> str:
-    quiesced = ", quiesced: no run begins" if found["quiesced"] else ""
-    lines = [f"{found['state']} (pid {found['pid']}), source {found['source']}{quiesced}"]
-    for name, facts in found["components"].items():
-        word = "up  " if facts["up"] else "down"
-        metrics = f", metrics {facts['metrics_port']}" if facts["metrics_port"] else ""
-        lines.append(f"  {word} {name}: pid {facts['pid'] or '-'}, port {facts['port']}{metrics}")
-    for node, rows in found["rows"].items():
-        lines.append(f"  window of {node}: {rows:,} rows")
-        for wrong in found["conditions"].get(node, []):
-            what = " ".join(filter(None, [wrong["column"], wrong["condition"]]))
-            lines.append(f"    {what}: {wrong['reason']}")
-    if found["problem"]:
-        lines.append(f"  {found['problem']}")
-    last = found["run"]
-    if last is None:
-        lines.append("  no run yet")
-    else:
-        reason = f": {last['reason']}" if last["reason"] else ""
-        lines.append(f"  run {last['state']}{reason}, round {last['round']} of {last['rounds']}")
-    lines.append(f"  monitor it: prometheus --config.file={found['prometheus']}")
-    return "\n".join(lines)
 
 
 def _known(name: str, names: Sequence[str] | dict[str, Path], what: str) -> str:

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,8 @@ from icos_fl_local.state import StateFolder
 from icos_fl_local.supervisor import Supervisor
 
 NODES_DEFAULT = 4
+STORE_VERSION = version("icos-fl-timeseries-store")
+"""Of its parts, most of which do not tell it themselves."""
 _WINDOW_ROWS_MIN, _WINDOW_ROWS_MAX = 300, 100_000
 _HOST_SAMPLING_SECONDS_MAX = 5.0
 _LOOK_SECONDS = 2.0
@@ -266,6 +269,7 @@ class _Session:
                 "overrides": self.overrides,
                 "components": {
                     name: {"pid": pids.get(name), "port": self.deployment.ports[name]}
+                    | ({"version": STORE_VERSION} if name in STORE else {})
                     for name in self.deployment.names
                 },
                 "metrics_ports": self.deployment.metrics_ports,
