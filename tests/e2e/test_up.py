@@ -1,5 +1,6 @@
 """The whole pipeline by its one command, with every real part: dataClay, Flower, torch, gRPC."""
 
+import contextlib
 import csv
 import dataclasses
 import io
@@ -139,6 +140,17 @@ def test_the_window_equals_the_trace_value_by_value(kept: Kept) -> None:
             [float(time_s), *values]
             for time_s, values in zip(trace.times_s.tolist(), trace.values_tf.tolist(), strict=True)
         ]
+
+
+def test_everything_listens_on_this_machine_alone(kept: Kept) -> None:
+    command_line, _ = kept
+    addresses = set()
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get("E2E_MARK") == command_line.mark:
+                found = process.net_connections("inet")
+                addresses |= {one.laddr.ip for one in found if one.status == psutil.CONN_LISTEN}
+    assert {address.removeprefix("::ffff:") for address in addresses} == {"127.0.0.1"}
 
 
 def test_status_says_that_every_component_is_up(kept: Kept) -> None:

@@ -228,3 +228,15 @@ def test_a_run_configuration_can_be_checked_without_a_run(command, tmp_path):
 
     file.write_text('metric = "cpu_usage"\n')
     assert command("check", str(file)).code == 0
+
+
+def test_files_for_the_processor_are_taken_as_a_nodes(command, services, tmp_path):
+    ended = command("forecast", *services, "--processor-certificate", "a.pem")
+    assert ended.code == 1
+    assert "processor-certificate and processor-key need each other" in ended.err
+
+    (tmp_path / "token").write_text("a-token-of-some-length")
+    (tmp_path / "token").chmod(0o604)
+    ended = command("backtest", *services, "--processor-token", str(tmp_path / "token"))
+    assert ended.code == 1
+    assert f"{tmp_path}/token: others may read or write it; chmod o= " in ended.err

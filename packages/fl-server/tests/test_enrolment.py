@@ -345,6 +345,20 @@ def test_what_cannot_be_done_is_one_line(controller, arguments: list[str], said:
     assert said in done.stderr
 
 
+def test_no_secret_is_in_a_log_or_kept(controller):
+    invitation = controller.invite("silent-1")
+    assert controller.refusal(invitation | {"name": "silent-2"}, new_key())[0] == 403
+    assert controller.post(f"no JSON, and {invitation['secret']}")[0] == 400
+    assert controller.enrol(invitation, new_key())[0] == 200
+    assert controller.refusal(invitation, new_key())[0] == 409
+    files = [path for path in controller.folder.rglob("*") if path.is_file()]
+    assert {"enrolment.log", "superlink.log", "superlink.db"} < {path.name for path in files}
+    for path in files:
+        assert invitation["secret"].encode() not in path.read_bytes(), path
+        if path.suffix == ".log":
+            assert b"0" * 64 not in path.read_bytes()  # what SuperExecs show to the SuperLink
+
+
 def test_while_the_superlink_is_away_a_node_is_told_and_gets_in_later(tmp_path: Path):
     controller = new_controller(tmp_path)
     key = new_key()

@@ -1,5 +1,6 @@
 """The command as a process: how it starts, refuses and ends."""
 
+import http.client as http_client
 import json
 import os
 import signal
@@ -89,10 +90,15 @@ def test_it_serves_without_a_store_says_so_and_ends_at_sigterm():
     assert "Traceback" not in errors
 
 
+LINES: list[str] = []
+"""Of all logs that were waited for."""
+
+
 def wait_for_line(process: subprocess.Popen[str], event: str) -> dict[str, object]:
     """The next line of the log with that event."""
     assert process.stderr is not None
     for line in process.stderr:
+        LINES.append(line)
         said: dict[str, object] = json.loads(line)
         if said["event"] == event:
             return said
@@ -136,3 +142,36 @@ def test_a_certificate_without_its_key_is_one_line(tmp_path: Path):
     assert process.returncode == 2
     assert "CERTIFICATE and KEY need each other" in errors
     assert "Traceback" not in errors
+
+
+def test_no_token_is_in_the_log_at_any_level(tmp_path: Path):
+    tokens = tmp_path / "tokens"
+    tokens.write_text("a-token-of-some-length\n")
+    tokens.chmod(0o600)
+    address, http = f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"
+    wrong = "another-token-of-some-length"
+    with command(
+        TOKENS=str(tokens), LISTEN_ADDRESS=address, HTTP_LISTEN_ADDRESS=http, LOG_LEVEL="DEBUG"
+    ) as process:
+        wait_for_line(process, "bridge serves")
+        for token in ("a-token-of-some-length", wrong):
+            metadata = (("authorization", f"Bearer {token}"),)
+            with grpc.insecure_channel(address) as channel:
+                export = channel.unary_unary(
+                    "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export"
+                )
+                with pytest.raises(grpc.RpcError):
+                    export(b"", timeout=20, metadata=metadata, wait_for_ready=True)
+            connection = http_client.HTTPConnection(http, timeout=20)
+            connection.request("POST", "/v1/metrics", b"x", {"authorization": f"Bearer {token}"})
+            assert connection.getresponse().status >= 400
+            connection.close()
+        tokens.write_text(f"{wrong} in two words\n")
+        process.send_signal(signal.SIGHUP)
+        wait_for_line(process, "new configuration refused, the old one goes on")
+        process.send_signal(signal.SIGTERM)
+        out, errors = process.communicate(timeout=60)
+    said = "".join(map(str, (out, errors, *LINES)))
+    assert "refused" in said
+    for secret in ("a-token-of-some-length", wrong):
+        assert secret not in said

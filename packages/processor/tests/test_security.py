@@ -267,3 +267,37 @@ def test_an_open_address_without_a_word_is_refused(command, monkeypatch):
     done = subprocess.run([sys.executable, "-c", MAIN], capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
     assert "other machines reach 0.0.0.0:0: give TLS__CERTIFICATE" in done.stderr
+
+
+def test_no_secret_is_in_the_log_at_any_level(node, monkeypatch, command):
+    command.kill()  # only its settings are wanted
+    monkeypatch.setenv("GRPC_VERBOSITY", "DEBUG")
+    log = node.folder / "log"
+    with log.open("w") as stream:
+        process = subprocess.Popen(
+            [sys.executable, "-c", MAIN], stderr=stream, stdout=stream, text=True
+        )
+        try:
+            while "store answers" not in log.read_text() or '"serving"' not in log.read_text():
+                assert process.poll() is None
+                threading.Event().wait(0.05)
+            (line,) = (line for line in log.read_text().splitlines() if '"serving"' in line)
+            port = json.loads(line)["port"]
+            with node.channel(port, client=node.client) as channel:
+                assert nodes(channel) == []
+                assert refusal(lambda: nodes(channel, OTHER_TOKEN))[0] == UNAUTHENTICATED
+            with node.channel(port) as channel:
+                assert refusal(lambda: nodes(channel))[0] == UNAVAILABLE
+            node.accept(f"{OTHER_TOKEN} in two words")
+            process.send_signal(signal.SIGHUP)
+            while "refused, the old ones go on" not in log.read_text():
+                assert process.poll() is None
+                threading.Event().wait(0.05)
+        finally:
+            process.terminate()
+            process.wait(60)
+    text = log.read_text()
+    key = (node.folder / "server.key").read_text().splitlines()[1]
+    assert "Handshake failed" in text  # of gRPC itself: nothing is held back
+    for secret in (TOKEN, OTHER_TOKEN, key):
+        assert secret not in text

@@ -3,6 +3,8 @@
 import secrets
 import signal
 import ssl
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -215,3 +217,12 @@ def test_a_supernode_killed_in_a_round_and_restarted_at_once_takes_part_again(
             f"\naccepted {seconds:.1f} s after, took part {time.monotonic() - killed:.1f} s after"
         )
         assert federation.processes[f"supernode-{number}"].poll() is None
+
+
+def test_a_superlink_without_certificates_needs_the_word_insecure():
+    done = subprocess.run(
+        [sys.executable, "-m", "icos_fl_warm_runtime", "superlink", "--host", "127.0.0.1"],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "Certificates are required unless running in insecure mode" in done.stderr
