@@ -1,6 +1,7 @@
 """``icos-fl-health`` and servers that are healthy, that say they are not, or are not there."""
 
 import contextlib
+import json
 import socket
 import ssl
 import threading
@@ -69,6 +70,12 @@ def away() -> None:
 def test_a_service_whose_store_answers_is_healthy():
     with probed(lambda: None) as port:
         health.ask(f"http://127.0.0.1:{port}/health")
+
+
+def test_what_is_answered_is_printed(capsys):
+    with probed(lambda: None) as port:
+        health.ask(f"http://127.0.0.1:{port}/status")
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["health"] == "healthy"
 
 
 def test_a_service_whose_store_is_away_is_not():

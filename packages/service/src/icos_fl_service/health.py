@@ -1,6 +1,7 @@
 """``icos-fl-health URL``: is what listens there healthy? For the health checks of containers.
 
-Exit status 0 if it is, else 1 and the reason on standard error.
+Exit status 0 if it is, with what it answers if that is HTTP, such as its /status; else 1 and the
+reason on standard error.
 """
 
 import contextlib
@@ -12,6 +13,7 @@ from collections.abc import Callable
 from urllib.parse import SplitResult, urlsplit
 
 TIMEOUT_SECONDS = 3.0
+_TEXT_BYTES_MAX = 65_536
 
 
 class Unhealthy(Exception):
@@ -57,9 +59,10 @@ def _http(url: SplitResult) -> None:
     with contextlib.closing(connection):
         connection.request("GET", url.path or "/")
         answer = connection.getresponse()
+        text = answer.read(_TEXT_BYTES_MAX).decode(errors="replace").strip()
         if answer.status != http.HTTPStatus.OK:
-            text = answer.read(200).decode(errors="replace").strip()
-            raise Unhealthy(f"{answer.status} {text or answer.reason}")
+            raise Unhealthy(f"{answer.status} {text[:200] or answer.reason}")
+        print(text)
 
 
 def _grpc(url: SplitResult) -> None:
