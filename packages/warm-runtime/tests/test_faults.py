@@ -82,10 +82,9 @@ def test_a_task_that_hangs_is_ended_by_the_kernel(hung, federation):
 
 def test_a_supernode_that_never_answers_costs_its_round_the_timeout(federation):
     """It hangs as a whole, and goes on after the round."""
-    run = federation.run(
-        {2: {"hold": True, "timeout": SILENCE_SECONDS, "ttl": SILENCE_SECONDS}}, rounds=3
-    )
-    run.round(1)
+    silent = {"hold": True, "timeout": SILENCE_SECONDS, "ttl": SILENCE_SECONDS}
+    run = federation.run({1: {"timeout": 120}, 2: silent}, rounds=3)
+    assert run.round(1, 150)["replied"] == [0, 1]
     node = federation.processes["supernode-1"]
     node.send_signal(signal.SIGSTOP)
     try:
