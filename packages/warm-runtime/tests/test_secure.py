@@ -187,7 +187,9 @@ def test_a_renewed_certificate_is_shown_after_sighup_and_a_broken_one_never(secu
     assert [fact["replied"] for fact in run.end()] == [[0, 1]] * 3
 
 
-@pytest.mark.parametrize("kills", [1, pytest.param(5, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "kills", [1, pytest.param(5, marks=[pytest.mark.slow, pytest.mark.timeout(900)])]
+)
 def test_a_supernode_killed_in_a_round_and_restarted_at_once_takes_part_again(
     secure, wait_until, kills
 ):
