@@ -20,8 +20,11 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-from icos_fl_local import replay, traces
+from icos_fl_local import replay, run, traces
+from icos_fl_local.deployment import Deployment
 from icos_fl_local.run import read_history
+from icos_fl_local.state import StateFolder
+from icos_fl_local.supervisor import Supervisor
 
 UP_SECONDS = 200.0
 STOP_SECONDS = 60.0
@@ -196,6 +199,18 @@ def test_a_node_forecasts_on_its_own(kept: Kept) -> None:
     assert {entry["node"] for entry in json.loads(out)["forecasts"]} == {node}
 
 
+def test_with_nothing_to_judge_the_reason_is_the_answer(kept: Kept, tmp_path: Path) -> None:
+    command_line, _ = kept
+    state = StateFolder(command_line.folder / ".icos-fl")
+    running = state.read_running()
+    ports = {name: facts["port"] for name, facts in running["components"].items()}
+    deployment = Deployment(state, tuple(running["nodes"]), ports)
+    with Supervisor(tmp_path, deployment.env()) as supervisor:
+        answer = run.judge(deployment, supervisor, "backtest", ["fan_speed"])
+    assert answer["results"] == []
+    assert {entry["metric"] for entry in answer["unavailable"]} == {"fan_speed"}
+
+
 def test_logs_show_one_component(kept: Kept) -> None:
     command_line, _ = kept
     status, out = command_line.run("logs", "superlink")
@@ -301,6 +316,17 @@ def test_ctrl_c_leaves_nothing(icos_fl: CommandLine, stage: str) -> None:
     assert process.returncode == 130
     assert out.splitlines()[-1] == "interrupted (SIGINT); everything is stopped"
     assert icos_fl.left() == []
+
+
+def test_this_machine_is_learned_again_and_again(icos_fl: CommandLine) -> None:
+    steps = ("-c", "interval=1", "-c", "time-step=16", "-c", "horizon=4", "--rounds", "1")
+    process = icos_fl.popen("up", "--source", "host", *steps, *SMALL[4:], "--metric", "cpu_usage")
+    assert process.stdout is not None
+    reports = (line for line in process.stdout if line.startswith("report:"))
+    assert next(reports) == next(reports)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=STOP_SECONDS)
+    assert process.returncode == 130
 
 
 def test_a_component_killed_in_a_round_ends_the_run_with_its_name_and_log(

@@ -93,9 +93,15 @@ def check(config: Mapping[str, Value]) -> None:
 def judge(
     deployment: Deployment, supervisor: Supervisor, what: str, metrics: list[str]
 ) -> dict[str, Any]:
-    """What ``icos-fl-client`` says of the global model; *what*: ``backtest`` or ``forecast``."""
-    printed = supervisor.call(what, client_command(deployment, what, metrics=metrics, as_json=True))
-    answer: dict[str, Any] = json.loads(printed)
+    """What ``icos-fl-client`` says of the global model; *what*: ``backtest`` or ``forecast``.
+
+    With nothing to judge it fails, and its answer says why: a young window has no part yet that is
+    long enough for it.
+    """
+    command = client_command(deployment, what, metrics=metrics, as_json=True)
+    with supervisor.meanwhile(what, command) as asking:
+        asking.wait_for_end()
+        answer: dict[str, Any] = json.loads(asking.printed or asking.wait())
     return answer
 
 

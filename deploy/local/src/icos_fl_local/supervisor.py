@@ -77,9 +77,7 @@ class Task:
 
     def wait(self) -> str:
         """What it printed, when it has ended. Raises as ``Supervisor.call``."""
-        while not self.is_over:
-            self._check()
-            time.sleep(_POLL_SECONDS)
+        self.wait_for_end()
         if self._process.returncode != 0:
             with self._log.open("a") as stream:
                 stream.write(self.printed)
@@ -87,6 +85,12 @@ class Task:
                 f"{self.name} failed ({_ending(self._process.returncode)})" + _log_end(self._log)
             )
         return self.printed
+
+    def wait_for_end(self) -> None:
+        """However it ends. Raises ComponentDied as soon as a component dies."""
+        while not self.is_over:
+            self._check()
+            time.sleep(_POLL_SECONDS)
 
 
 class Supervisor:
