@@ -88,11 +88,11 @@ def icos_fl(tmp_path: Path) -> Iterator[CommandLine]:
 def kept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[CommandLine, dict[str, Any]]]:
     """A deployment of two nodes that was left running after one round, and its result."""
     command_line = CommandLine(tmp_path_factory.mktemp("kept"))
-    status, out = command_line.run(
-        *("up", "--keep", "--json", "--nodes", "2", "--rounds", "1", *SMALL),
-        timeout_seconds=UP_SECONDS,
-    )
     try:
+        status, out = command_line.run(
+            *("up", "--keep", "--json", "--nodes", "2", "--rounds", "1", *SMALL),
+            timeout_seconds=UP_SECONDS,
+        )
         assert status == 0
         yield command_line, json.loads(out)
     finally:
