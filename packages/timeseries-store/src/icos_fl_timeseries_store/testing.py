@@ -41,8 +41,14 @@ class StoreProcesses:
     def settings(self) -> StoreSettings:
         return StoreSettings(port=int(self.environment["ICOS_FL_STORE_METADATA_PORT"]))
 
-    def start(self, service: Service) -> None:
-        """Start *service*, and wait until its port answers."""
+    def start(self, *services: Service) -> None:
+        """Start *services* at the same time, and wait until their ports answer."""
+        for service in services:
+            self._begin(service)
+        for service in services:
+            self._wait(service)
+
+    def _begin(self, service: Service) -> None:
         log = (self.folder / f"{service}.log").open("ab")
         process = subprocess.Popen(
             tied(*self.within, sys.executable, "-m", "icos_fl_timeseries_store", "serve", service),
@@ -52,6 +58,9 @@ class StoreProcesses:
         )
         log.close()
         self.processes[service] = process
+
+    def _wait(self, service: Service) -> None:
+        process = self.processes[service]
         port = int(self.environment[f"ICOS_FL_STORE_{service.upper()}_PORT"])
         deadline = time.monotonic() + 240  # of a busy machine
         while True:
@@ -85,8 +94,9 @@ def store_processes(folder: Path, within: tuple[str, ...] = ()) -> Iterator[Stor
     }
     running = StoreProcesses(folder, environment, within)
     try:
-        for service in SERVICES:
-            running.start(service)
+        running.start("kv")
+        running.start("metadata")
+        running.start("backend", "proxy")  # neither needs the other
         yield running
     finally:
         running.stop()
