@@ -14,6 +14,7 @@ DOCKERFILES = sorted(ROOT.glob("*/*/Dockerfile"))
 SCRIPTS = [
     ROOT / ".ci/run",
     *ROOT.glob("deploy/build-*"),
+    ROOT / "deploy/rehearse",
     ROOT / "deploy/helm/icos-fl/setup",
     ROOT / "packages/fl-client/install",
 ]
