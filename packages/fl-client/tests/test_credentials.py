@@ -216,3 +216,12 @@ def test_a_file_of_several_tokens_is_refused_without_telling_one(files):
     with pytest.raises(ConfigError) as refused:
         ProcessorClient("localhost:1", credentials=credentials(files))
     assert str(refused.value) == f"{files}/token: more than one token, or one that is not ASCII"
+
+
+def test_files_that_vanish_meanwhile_hide_no_other_cause(serve, files, windows):
+    windows.failure = (grpc.StatusCode.UNAVAILABLE, "the store does not answer")
+    address = serve(secured(files))
+    with ProcessorClient(address, credentials=credentials(files)) as client:
+        (files / "client.pem").unlink()
+        with pytest.raises(ProcessorUnavailable, match=r"the store does not answer$"):
+            client.nodes()

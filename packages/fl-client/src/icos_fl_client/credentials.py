@@ -61,14 +61,9 @@ class Credentials:
 
         gRPC tells who waits for a connection nothing of it, and of some reasons nobody.
         """
-        context = ssl.create_default_context(cafile=self.ca)
-        context.set_alpn_protocols(["h2"])
-        if self.ca is None:
-            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-        if self.certificate is not None:
-            context.load_cert_chain(self.certificate, self.key)
         host, port = split_address(address)
         try:
+            context = self._context()
             with (
                 socket.create_connection((host, port), _ASK_SECONDS) as raw,
                 context.wrap_socket(raw, server_hostname=host) as connection,
@@ -86,6 +81,16 @@ class Credentials:
         if self.certificate is None:
             return "it asks for a client's certificate, and there is no processor-certificate"
         return f"it refuses the certificate {self.certificate}"
+
+    def _context(self) -> ssl.SSLContext:
+        context = ssl.create_default_context(cafile=self.ca)
+        context.set_alpn_protocols(["h2"])
+        if self.ca is None:
+            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        if self.certificate is not None:
+            # Else it would ask the terminal for the password of an encrypted key.
+            context.load_cert_chain(self.certificate, self.key, password="")
+        return context
 
 
 @contextlib.contextmanager
