@@ -197,8 +197,9 @@ def test_a_supernode_killed_in_a_round_and_restarted_at_once_takes_part_again(
     federation = secure.federation
     number = 1
     for _ in range(kills):
-        faults = {2: {"fault": "waits", "node": number, "timeout": 4, "ttl": 4}, 3: {"hold": True}}
-        run = federation.run(faults, rounds=3)
+        killed_in = {"fault": "waits", "node": number, "timeout": 4, "ttl": 4}
+        run = federation.run({1: {"timeout": 120}, 2: killed_in, 3: {"hold": True}}, rounds=3)
+        assert run.round(1, 150)["replied"] == [0, 1]
         run.task(2)
         accepted = federation.log(f"supernode-{number}").count(ACCEPTED)
         federation.processes[f"supernode-{number}"].kill()
