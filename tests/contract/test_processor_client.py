@@ -188,7 +188,7 @@ def test_a_store_that_does_not_answer_is_no_lack_of_rows():
     server.start()
     try:
         with (
-            ProcessorClient(f"127.0.0.1:{server.port}", deadline_seconds=30) as client,
+            ProcessorClient(f"127.0.0.1:{server.port}", wait_for_ready=False) as client,
             pytest.raises(ProcessorUnavailable, match=f"127.0.0.1:{server.port}: UNAVAILABLE: "),
         ):
             client.nodes()

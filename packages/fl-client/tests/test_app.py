@@ -10,6 +10,7 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, Metadata, RecordDict
 from icos_fl.federation.v1 import records
 from icos_fl.federation.v1.weights import Flat, pack, unpack
+from icos_fl_client import processor_client
 from icos_fl_client.app import app
 from icos_fl_client.errors import ClientError, ConfigError
 from icos_fl_client.node import build_model, weights_of
@@ -341,7 +342,8 @@ def test_weights_of_another_length_than_told_are_refused_with_both(ask, weights)
     )
 
 
-def test_a_processor_that_is_away_is_the_cause(ask, windows, address, weights):
+def test_a_processor_that_is_away_is_the_cause(ask, windows, address, weights, monkeypatch):
+    monkeypatch.setattr(processor_client, "_ASK_AGAIN", "{}")  # half a minute
     windows.failure = (grpc.StatusCode.UNAVAILABLE, "the store does not answer")
 
     content = ask("train", {"cpu_usage": weights()}, train_metrics=["cpu_usage"])

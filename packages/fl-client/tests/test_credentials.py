@@ -172,7 +172,7 @@ def test_a_processor_without_tls_is_named_to_a_node_that_wants_it(serve, files):
 def test_a_processor_that_is_not_ready_is_no_matter_of_certificates(serve, files, windows):
     windows.failure = (grpc.StatusCode.UNAVAILABLE, "the store does not answer")
     address = serve(secured(files))
-    told = refusal(address, credentials(files))
+    told = refusal(address, credentials(files), wait_for_ready=False)
     assert told == f"the processor at {address}: UNAVAILABLE: the store does not answer"
 
 

@@ -2,13 +2,14 @@
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import grpc
 import numpy as np
 import pytest
 from icos_fl_client.judge import Judge
 from icos_fl_client.node import build_model, weights_of
+from icos_fl_client.processor_client import ProcessorClient
 from icos_fl_client.settings import RunConfig, parse
 from icos_fl_timeseries_store import MemoryStore, ModelVersion
 
@@ -22,8 +23,9 @@ def store() -> MemoryStore:
 
 
 @pytest.fixture
-def judge(store, processor) -> Judge:
-    return Judge(store, processor)
+def judge(store, address) -> Iterator[Judge]:
+    with ProcessorClient(address, wait_for_ready=False) as processor:  # as the commands do it
+        yield Judge(store, processor)
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import socket
 import threading
+import time
 from dataclasses import replace
 
 import grpc
@@ -131,10 +132,13 @@ def test_what_the_node_lacks_is_told_in_the_processors_words(windows, processor,
 
 
 @pytest.mark.parametrize("code", ["UNAVAILABLE", "RESOURCE_EXHAUSTED", "INTERNAL"])
-def test_a_processor_that_cannot_answer_is_named(windows, processor, address, code):
+def test_a_processor_that_cannot_answer_is_named(windows, address, code):
     windows.failure = (grpc.StatusCode[code], "the store does not answer")
 
-    with pytest.raises(ProcessorUnavailable) as caught:
+    with (
+        ProcessorClient(address, wait_for_ready=False) as processor,
+        pytest.raises(ProcessorUnavailable) as caught,
+    ):
         processor.nodes()
     assert str(caught.value) == f"the processor at {address}: {code}: the store does not answer"
 
@@ -159,11 +163,19 @@ def test_who_let_one_deadline_pass_is_not_asked_again(windows, address):
 def test_who_answers_that_it_cannot_now_is_asked_again(windows, processor):
     windows.put("a", "cpu_usage", [np.arange(6.0)], [])
     windows.failure = (grpc.StatusCode.UNAVAILABLE, "the store does not answer")
-    with pytest.raises(ProcessorUnavailable):
-        processor.train_sequences(QUERY)
-    windows.failure = None
 
-    assert processor.train_sequences(QUERY) == 1
+    def recover() -> None:
+        while not windows.asked:
+            time.sleep(0.01)
+        windows.failure = None
+
+    recovery = threading.Thread(target=recover)
+    recovery.start()
+    counted = processor.train_sequences(QUERY)
+    recovery.join()
+
+    assert counted == 1
+    assert len(windows.asked) == 2
 
 
 def test_nobody_at_the_address_is_told_at_the_deadline():

@@ -6,6 +6,7 @@ import ssl
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc
 from icos_fl_service.security import SecurityError, read_file, read_secret
@@ -34,7 +35,7 @@ class Credentials:
         if self.certificate is not None and self.ca is None:
             raise ConfigError("processor-certificate needs processor-ca")
 
-    def channel(self, address: str, options: Sequence[tuple[str, int]]) -> grpc.Channel:
+    def channel(self, address: str, options: Sequence[tuple[str, Any]]) -> grpc.Channel:
         """To the processor at host:port."""
         if self.ca is None:
             return grpc.insecure_channel(address, options)

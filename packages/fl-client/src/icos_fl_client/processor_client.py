@@ -1,6 +1,7 @@
 """The processor's service as this package sees it: the one module that knows its stubs."""
 
 import contextlib
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -23,6 +24,25 @@ MESSAGE_BYTES_MAX = 64 << 20
 RENEWAL_SHARE = 0.01
 """Of the steps: while fewer are new, what is kept stays as it is, and those come again. A large
 window would be written anew for each of its rows else."""
+_WAITED_FOR = (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNAVAILABLE)
+_ASK_AGAIN = json.dumps(
+    {
+        "methodConfig": [
+            {
+                "name": [{}],
+                # gRPC asks five times at most: after 2, 4, 8 and 16 s.
+                "retryPolicy": {
+                    "maxAttempts": 5,
+                    "initialBackoff": "2s",
+                    "backoffMultiplier": 2,
+                    "maxBackoff": "16s",
+                    "retryableStatusCodes": ["UNAVAILABLE"],
+                },
+            }
+        ]
+    }
+)
+"""Else a store that is started again, for an upgrade, would cost a round every second."""
 _CANNOT_LEARN = (
     grpc.StatusCode.NOT_FOUND,
     grpc.StatusCode.FAILED_PRECONDITION,
@@ -63,10 +83,10 @@ class Query:
 class ProcessorClient:
     """A connection to the processor at host:port. Close it, or use it as a context manager.
 
-    Every call has a deadline, until which it waits for a processor that is not there unless
-    *wait_for_ready* is false, and raises NoSequences for what the node does not have or
-    ProcessorUnavailable. Who let one deadline pass is not asked again: a round asks several times a
-    metric, and waiting each time would outlast the round.
+    Every call has a deadline, until which it waits for a processor that is not there. One whose
+    store is away is asked again for half a minute. Neither if *wait_for_ready* is false. Raises
+    NoSequences for what the node does not have, or ProcessorUnavailable. Who was waited for in vain
+    is not asked again: a round asks several times a metric, and waiting each time would outlast it.
 
     By *credentials* the processor is known, and told who calls. Raises ConfigError for files that
     cannot be used.
@@ -90,9 +110,10 @@ class ProcessorClient:
             "wait_for_ready": wait_for_ready,
             "metadata": credentials.metadata(),
         }
-        self._channel = credentials.channel(
-            address, [("grpc.max_receive_message_length", MESSAGE_BYTES_MAX)]
-        )
+        options: list[tuple[str, Any]] = [("grpc.max_receive_message_length", MESSAGE_BYTES_MAX)]
+        if wait_for_ready:
+            options.append(("grpc.service_config", _ASK_AGAIN))
+        self._channel = credentials.channel(address, options)
         self._stub = pb_grpc.ProcessorServiceStub(self._channel)  # type: ignore[no-untyped-call]
         self._silence = ""
         self._kept = kept
@@ -201,7 +222,7 @@ class ProcessorClient:
                 refusal := self._credentials.refusal(self._address)
             ):
                 cause += f"; {refusal}"
-            if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+            if error.code() in _WAITED_FOR:
                 self._silence = cause
             raise ProcessorUnavailable(cause) from None
 
