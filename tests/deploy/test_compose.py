@@ -251,7 +251,7 @@ def test_a_setting_without_a_value_stops_the_start(folder):
 def test_what_is_not_started_needs_no_value(tmp_path):
     given = {
         "ICOS_FL_NODE_NAME": "a",
-        "ICOS_FL_BRIDGE_ADDRESS": "b:1",
+        "ICOS_FL_COLLECTOR_BRIDGE": "b:1",
         "COMPOSE_PROFILES": "sensor",
     }
     settings = run.read_settings("hybrid", tmp_path, given)

@@ -503,7 +503,7 @@ def test_a_pod_meets_those_of_its_own_node():
 def test_a_nodes_certificates_are_good_for_the_names_that_its_pods_use():
     found = dict(containers("node"))
     _, _, *names = found["out/setup"]["command"]
-    bridge, _ = environment(found["collect/collector"])["ICOS_FL_BRIDGE_ADDRESS"].split(":")
+    bridge, _ = environment(found["collect/collector"])["ICOS_FL_COLLECTOR_BRIDGE"].split(":")
     runtime = found["data/superexec"]["args"][0].removeprefix("--runtime-api-address=")
     assert {bridge, runtime.split(":")[0]} == set(names)
     assert {s["metadata"]["name"] for s in kind("Service", "node")} == set(names)

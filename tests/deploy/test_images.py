@@ -116,7 +116,7 @@ PARTS = {
         {"ICOS_FL_PROCESSOR_STORE__HOST": "metadata", "ICOS_FL_PROCESSOR_INSECURE": "true"},
     ),
     "collector": Part(
-        "otel-collector", (), {"ICOS_FL_NODE": "edge-1", "ICOS_FL_BRIDGE_ADDRESS": "bridge:4317"}
+        "otel-collector", (), {"ICOS_FL_NODE": "edge-1", "ICOS_FL_COLLECTOR_BRIDGE": "bridge:4317"}
     ),
     "superlink": Part(
         "fl-server",

@@ -306,7 +306,7 @@ class Node:
     ) -> contextlib.AbstractContextManager["subprocess.Popen[bytes]"]:
         environment = {
             "ICOS_FL_NODE": self.name,
-            "ICOS_FL_BRIDGE_ADDRESS": f"127.0.0.1:{self.bridge_port}",
+            "ICOS_FL_COLLECTOR_BRIDGE": f"127.0.0.1:{self.bridge_port}",
             "ICOS_FL_COLLECTOR_STATE_DIR": str(self.folder / "queue"),
             "ICOS_FL_COLLECTOR_HEALTH_ADDRESS": f"127.0.0.1:{self.health_port}",
             "ICOS_FL_COLLECTOR_BATCH_TIMEOUT": "5s",

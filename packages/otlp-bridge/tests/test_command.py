@@ -22,10 +22,10 @@ def free_port() -> int:
 
 
 @contextmanager
-def command(**settings: str) -> Iterator[subprocess.Popen[str]]:
+def command(*arguments: str, **settings: str) -> Iterator[subprocess.Popen[str]]:
     environment = {f"ICOS_FL_BRIDGE_{name}": value for name, value in settings.items()}
     process = subprocess.Popen(
-        [sys.executable, "-m", "icos_fl_otlp_bridge"],
+        [sys.executable, "-m", "icos_fl_otlp_bridge", *arguments],
         env={**os.environ, **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -36,6 +36,16 @@ def command(**settings: str) -> Iterator[subprocess.Popen[str]]:
     finally:
         process.kill()
         process.communicate()
+
+
+@pytest.mark.parametrize(("argument", "status"), [("--help", 0), ("--config", 2)])
+def test_it_takes_no_arguments_and_says_where_settings_come_from(argument, status):
+    with command(argument) as process:
+        printed, _ = process.communicate(timeout=60)
+    assert (process.returncode, printed.splitlines()[-1]) == (
+        status,
+        "Settings come from ICOS_FL_BRIDGE_* variables.",
+    )
 
 
 def test_case_14_bad_settings_are_listed_each_with_its_variable_and_value():

@@ -4,15 +4,18 @@ from pathlib import Path
 
 import pytest
 import trustme
+from icos_fl_service import security
 from icos_fl_service.security import (
     SecuredSettings,
     SecurityError,
     TlsSettings,
+    Unauthenticated,
     is_loopback,
     load_security,
 )
 from icos_fl_service.settings import SettingsError, load
 from pydantic_settings import SettingsConfigDict
+from structlog.testing import capture_logs
 
 
 class Files:
@@ -144,3 +147,18 @@ def test_with_tls_and_authentication_other_machines_may_call(monkeypatch, given)
 def test_this_machine_needs_no_word(monkeypatch, address):
     assert is_loopback(address)
     assert loaded(monkeypatch, LISTEN_ADDRESS=address).listen_address == address
+
+
+def test_a_refused_call_is_in_the_log_without_its_token_and_a_flood_of_them_once_a_minute(
+    tmp_path, monkeypatch
+):
+    (tmp_path / "tokens").write_text("the-token-of-an-exporter\n")
+    (tmp_path / "tokens").chmod(0o600)
+    known = load_security(TlsSettings(), tmp_path / "tokens")
+    monkeypatch.setattr(security, "_refusals", security._Refusals())
+    with capture_logs() as said:
+        for _ in range(100):
+            with pytest.raises(Unauthenticated):
+                known.check("Bearer another-secret-token")
+    assert [line["reason"] for line in said] == ["the bearer token is not known"]
+    assert "another-secret-token" not in str(said)

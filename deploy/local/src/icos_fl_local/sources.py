@@ -67,7 +67,7 @@ class Sources:
         folder = _DEPLOY / "otel-collector"
         env = {
             "ICOS_FL_NODE": deployment.nodes[0],
-            "ICOS_FL_BRIDGE_ADDRESS": deployment.address("bridge"),
+            "ICOS_FL_COLLECTOR_BRIDGE": deployment.address("bridge"),
             "ICOS_FL_COLLECTOR_STATE_DIR": str(deployment.state.folder / COLLECTOR),
             "ICOS_FL_COLLECTOR_HEALTH_ADDRESS": deployment.address(COLLECTOR),
             "ICOS_FL_COLLECTOR_BATCH_TIMEOUT": f"{_BATCH_SECONDS}s",

@@ -8,7 +8,7 @@ from icos_fl_service import logs
 from icos_fl_service.grpc_server import ListenError
 from icos_fl_service.metrics import Metrics, MetricsAddressError
 from icos_fl_service.security import Security, SecurityError, load_security
-from icos_fl_service.settings import load_or_exit
+from icos_fl_service.settings import load_or_exit, refuse_arguments
 from icos_fl_service.signals import Signals
 from icos_fl_timeseries_store import connect
 
@@ -26,6 +26,7 @@ def main() -> None:
 
     At SIGHUP the files are read again.
     """
+    refuse_arguments(str(__doc__), "ICOS_FL_BRIDGE_")
     settings = load_or_exit(BridgeSettings)
     logs.configure(settings.log_level)
     logs.configure_libraries()

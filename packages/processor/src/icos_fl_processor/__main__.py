@@ -7,7 +7,7 @@ import structlog
 from icos_fl_service import logs
 from icos_fl_service.metrics import Metrics, MetricsAddressError
 from icos_fl_service.security import SecurityError, load_security
-from icos_fl_service.settings import load_or_exit
+from icos_fl_service.settings import load_or_exit, refuse_arguments
 from icos_fl_service.signals import Signals
 from icos_fl_timeseries_store import connect
 from icos_fl_timeseries_store.conditions import ExpectationsError, load_expectations
@@ -18,9 +18,7 @@ from icos_fl_processor.settings import ProcessorSettings
 
 def main() -> None:
     """Exit status 0 when told to stop, 1 if it cannot listen, 2 for bad settings."""
-    if len(sys.argv) > 1:
-        print(f"{__doc__}\n\nSettings come from ICOS_FL_PROCESSOR_* variables.")
-        raise SystemExit(0 if sys.argv[1] in ("-h", "--help") else 2)
+    refuse_arguments(str(__doc__), "ICOS_FL_PROCESSOR_")
     settings = load_or_exit(ProcessorSettings)
     logs.configure()
     logs.configure_libraries()

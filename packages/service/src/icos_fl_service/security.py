@@ -2,14 +2,17 @@
 
 import hashlib
 import ipaddress
+import math
 import ssl
 import stat
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
 
 import grpc
+import structlog
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from icos_fl_service import calls
@@ -17,6 +20,9 @@ from icos_fl_service.settings import ServiceSettings, split_address
 
 TOKEN_CHARACTERS_MIN: Final = 16
 _SCHEME: Final = "bearer "
+_TELLING_SECONDS: Final = 60.0
+
+log = structlog.get_logger()
 
 
 class SecurityError(Exception):
@@ -87,6 +93,25 @@ def is_loopback(address: str) -> bool:
         return host == "localhost"
 
 
+class _Refusals:
+    """Told in the log once a minute at most: a stranger asks as often as he likes."""
+
+    def __init__(self) -> None:
+        self._told = -math.inf
+        self._untold = 0
+
+    def tell(self, reason: str) -> None:
+        now = time.monotonic()
+        if now < self._told + _TELLING_SECONDS:
+            self._untold += 1
+            return
+        log.warning("call refused", reason=reason, more_since_the_last_line=self._untold)
+        self._told, self._untold = now, 0
+
+
+_refusals: Final = _Refusals()
+
+
 @dataclass(frozen=True)
 class Tls:
     """A server's certificate, and whose clients' certificates it asks for."""
@@ -109,6 +134,13 @@ class Security:
 
     def check(self, authorization: str | None) -> None:
         """Raises Unauthenticated unless the header holds a known token, or none is needed."""
+        try:
+            self._check(authorization)
+        except Unauthenticated as error:
+            _refusals.tell(str(error))
+            raise
+
+    def _check(self, authorization: str | None) -> None:
         if self.token_digests is None:
             return
         if authorization is None:

@@ -62,6 +62,13 @@ def load(settings_class: type[S]) -> S:
     return settings
 
 
+def refuse_arguments(about: str, prefix: str) -> None:
+    """Of a command without any: ends it with 2, or with 0 where help was asked for."""
+    if len(sys.argv) > 1:
+        print(f"{about}\n\nSettings come from {prefix}* variables.")
+        raise SystemExit(0 if sys.argv[1] in ("-h", "--help") else 2)
+
+
 def load_or_exit(settings_class: type[S]) -> S:
     """``load`` for a command: prints the problems and exits with 2."""
     try:
