@@ -244,25 +244,27 @@ class Rehearsal:
     def upgrade(self) -> str:
         """Each service of a node, and the gateway, while rows come and a run is under way."""
         node = self.nodes[0]
-        with self.controller.train(1000, round_timeout=ROUND_TIMEOUT_SECONDS) as training:
+        with self.controller.train(1000) as training:
             training.wait_rounds(1)
             found = [
-                self.upgrade_one(deployment, image, training)
-                for deployment, image in (
-                    (node, "otlp-bridge"),
-                    (node, "processor"),
-                    (node, "timeseries-store"),
-                    (node, "otel-collector"),
-                    (self.controller, "gateway"),
+                self.upgrade_one(deployment, image, services, training)
+                for deployment, image, *services in (
+                    (node, "otlp-bridge", "otlp-bridge"),
+                    (node, "processor", "processor"),
+                    (node, "timeseries-store", "kv", "metadata", "backend", "proxy"),
+                    (node, "otel-collector", "collector"),
+                    (self.controller, "gateway", "gateway"),
                 )
             ]
         return f"{node.acknowledged()} rows acknowledged; {'; '.join(found)}"
 
-    def upgrade_one(self, deployment: Deployment, image: str, training: Run) -> str:
+    def upgrade_one(
+        self, deployment: Deployment, image: str, services: list[str], training: Run
+    ) -> str:
         """Until rows come again and two more rounds are over."""
         node = self.nodes[0]
         before, acknowledged = len(training.rounds()), node.acknowledged()
-        seconds = self.replace(deployment, image)
+        seconds = self.replace(deployment, image, *services)
         wait_for("more rows", lambda: node.acknowledged() > acknowledged + 20)
         training.wait_rounds(before + 2)
         missing = lost_rows(node)
@@ -290,12 +292,12 @@ class Rehearsal:
             f"rounds within {time.monotonic() - again:.0f} s, none lost"
         )
 
-    def replace(self, deployment: Deployment, image: str) -> float:
-        """With the image of another tag; how many seconds that took."""
+    def replace(self, deployment: Deployment, image: str, *services: str) -> float:
+        """*services*, or all that have it, with the image of another tag; the seconds it took."""
         started = time.monotonic()
         run(self.engine, "tag", tag(image), f"icos-fl/{image}:{NEXT}")
         deployment.set(**{f"ICOS_FL_VERSION_{image.upper().replace('-', '_')}": NEXT})
-        deployment.compose("up")
+        deployment.compose("up", *services)
         return time.monotonic() - started
 
     # What went over the network
