@@ -313,7 +313,7 @@ class Rehearsal:
             if value != round(value)  # a whole number has bytes that others have too
         }
         patterns = [name.encode() for name in names]
-        for value in values:
+        for value in sorted(values)[:: len(values) // 300 + 1]:  # enough, and searched in seconds
             patterns += [struct.pack("<d", value), struct.pack(">d", value)]
         traffic = Traffic.of(between.frames)
         if between.lost:
