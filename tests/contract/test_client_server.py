@@ -55,9 +55,14 @@ app = _app
 """
 
 CLIENT_APP = '''
-"""Adds its step to both weights; *faults* names the nodes that do something else instead."""
+"""Adds its step to both weights; *faults* names the nodes that do something else instead.
 
+What came is written down.
+"""
+
+import json
 import os
+from pathlib import Path
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -70,6 +75,12 @@ app = ClientApp()
 
 def reply(message, context, train=None):
     name = context.node_config["node-name"]
+    if name == "good":
+        config = dict(message.content["config"])
+        arrays = list(message.content.get("arrays", {}))
+        came = {"message": message.metadata.message_type, "config": config, "arrays": arrays}
+        with (Path(os.environ["FLWR_HOME"]) / "came.jsonl").open("a") as stream:
+            stream.write(json.dumps(came) + chr(10))
     if train is not None and name in context.run_config["faults"].split(","):
         if name == "raises":
             raise ValueError("disk on fire")
@@ -256,7 +267,7 @@ def flower(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Flower]:
 
 @pytest.mark.parametrize("flower", ["warm"], indirect=True)
 def test_of_four_nodes_one_that_raises_dies_or_says_more_costs_nobody_else_a_round(
-    flower, tmp_path
+    flower, tmp_path, needs_of, lacking
 ):
     results = tmp_path / "results"
     run_id = flower.run(
@@ -293,6 +304,14 @@ def test_of_four_nodes_one_that_raises_dies_or_says_more_costs_nobody_else_a_rou
     assert weights == pytest.approx([6.8, 6.8])
     losses = [entry["metrics"]["cpu_usage"]["eval_loss"] for entry in history["rounds"]]
     assert losses == pytest.approx([3.4, 6.8])
+
+    # What icos-fl-client says that it needs of a server came in each message.
+    lines = (Path(flower.env["FLWR_HOME"]) / "came.jsonl").read_text().splitlines()
+    for need in needs_of("fl-server"):
+        came = [each for each in map(json.loads, lines) if each["message"] == need["message"]]
+        assert came
+        needed = {"config": need["config"], "arrays": need["arrays"]}
+        assert [lacking(needed, each, need["message"]) for each in came] == [[]] * len(came)
 
     log = flower.flwr("log", run_id, "local", "--show")
     told = [line for line in log.splitlines() if "cannot take part fully" in line]
