@@ -43,6 +43,7 @@ STEP_SECONDS = 15
 START_S = 1_700_000_010
 ROWS = 240
 SMALL = {"time-step": 10, "horizon": 4, "local-epochs": 1, "node-timeout": 240.0}
+GRACE_SECONDS = 10.0
 READY_SECONDS = 240.0
 PURELIB = "import sysconfig; print(sysconfig.get_path('purelib'))"
 
@@ -238,11 +239,16 @@ class Pipeline:
             assert process.poll() is None, f"{name} died: {self.log(name)}"
 
     def stop(self, names: Iterable[str]) -> None:
-        """End processes as an upgrade does, by SIGTERM, the last first."""
+        """End processes as an upgrade of containers does, the last first: by SIGTERM, and after
+        ten seconds by SIGKILL."""
         for name in reversed(list(names)):
             if process := self.processes.pop(name, None):
                 process.terminate()
-                process.wait(READY_SECONDS)
+                try:
+                    process.wait(GRACE_SECONDS)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    process.wait()
 
     def replace(self, names: Iterable[str], python: Path) -> None:
         """Stop processes, and start them with *python*."""

@@ -221,7 +221,14 @@ def check(bridge: Running, *sends: Callable[[], object]) -> None:
     assert peak <= RSS_MAX
 
 
-@pytest.mark.parametrize("what", HOSTILE)
+# Half a minute each, and decoded as "a node a point" is.
+LONG = {"points of one counter, the newest first", "a series a point", "fewer buckets"}
+
+
+@pytest.mark.parametrize(
+    "what",
+    [pytest.param(what, marks=pytest.mark.slow if what in LONG else ()) for what in HOSTILE],
+)
 def test_protobuf_stays_below_the_stated_memory(bridge, what):
     body = HOSTILE[what]()
     ways = (bridge.export, bridge.post) * (AT_ONCE // 2)

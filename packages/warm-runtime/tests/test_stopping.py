@@ -1,6 +1,9 @@
 """How SuperLink and SuperNode end, whoever is being held."""
 
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -27,6 +30,17 @@ def test_processes_that_hold_requests_end_promptly(one_node, wait_until):
     federation = one_node
     run = federation.run(rounds=1, nodes=1)
     run.end()  # all connections are open, and all ask again
+    held = federation.run({2: {"hold": True}}, rounds=2, nodes=1)
+    held.round(1)
+    flwr = Path(sys.executable).parent / "flwr"
+    following = subprocess.Popen(
+        [flwr, "log", held.id, "local", "--stream"],
+        env=federation.env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    assert following.stdout is not None
+    assert any(b"Starting logstream" in line for line in following.stdout)
     for name in ("supernode-0", "superlink"):
         tree = federation.tree(name)
         began = time.monotonic()
@@ -34,9 +48,11 @@ def test_processes_that_hold_requests_end_promptly(one_node, wait_until):
         federation.processes[name].wait(30)
         seconds = time.monotonic() - began
         print(f"\n{name} ended {seconds:.1f} s after SIGTERM")
-        assert seconds < 5
+        assert seconds < 8
         _, left = psutil.wait_procs(tree, 10)
         assert not left
         log = federation.log(name)
         assert "The SuperExec has ended (exit" not in log, log
         assert "Traceback" not in log, log
+    following.kill()
+    following.communicate()

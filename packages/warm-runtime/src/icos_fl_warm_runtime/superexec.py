@@ -64,7 +64,8 @@ class ForkedSuperExec:
     def start(self, command: list[str], **kwargs: Any) -> "ForkedSuperExec":
         """What ``subprocess.Popen`` would do for ``flower-superexec …``."""
         order = {"options": command[1:], "detached": kwargs.get("start_new_session", False)}
-        with os.fdopen(self._order, "w") as pipe:
+        # One that has died by now is told of below, as one that dies later.
+        with suppress(BrokenPipeError), os.fdopen(self._order, "w") as pipe:
             pipe.write(json.dumps(order))
         threading.Thread(target=self._end_with_it, daemon=True).start()
         return self

@@ -21,6 +21,8 @@ from icos_fl_warm_runtime.pace import Pace
 
 _PULL_SECONDS_MAX = 3.0
 """As often as Flower asks a SuperLink that does not hold its requests."""
+_SHUTDOWN_SECONDS = 3
+"""For requests in hand. Who follows a run's log has one for as long as the run."""
 
 Starter = Callable[[], Callable[..., Any]]
 """Gives what starts a SuperExec, with the arguments and the result of ``subprocess.Popen``."""
@@ -86,6 +88,7 @@ def _hold_requests(
 
     async def let_go_and_shutdown(self: Any, *args: Any, **kwargs: Any) -> None:
         waits.end()  # it waits for open requests
+        self.config.timeout_graceful_shutdown = _SHUTDOWN_SECONDS
         await shutdown(self, *args, **kwargs)
 
     server.shutdown = let_go_and_shutdown
