@@ -4,9 +4,11 @@ import socket
 import struct
 import threading
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, Final, Self
+
+import numpy as np
 
 _ETH_P_ALL = 0x0003
 _SO_RCVBUFFORCE = 33
@@ -16,6 +18,7 @@ _HOP_BY_HOP, _ICMP, _TCP, _UDP, _ICMPV6 = 0, 1, 6, 17, 58
 _DNS = 53
 _TLS_RECORDS = range(20, 25)
 _TLS_RECORD_BYTES_MAX = 16384 + 256
+_NUMBER: Final = np.dtype("<u8")
 
 
 class Capture:
@@ -57,7 +60,23 @@ class Capture:
         """Those of *patterns* that are somewhere in it, also where packets divide them."""
         streams = [stream.data() for stream in Traffic.of(self.frames).streams.values()]
         everything = b"\0".join([*self.frames, *streams])
-        return [pattern for pattern in patterns if pattern in everything]
+        wanted = {*patterns}
+        numbers = {pattern for pattern in wanted if len(pattern) == _NUMBER.itemsize}
+        return [
+            *(one for one in wanted - numbers if one in everything),
+            *_seen(numbers, everything),
+        ]
+
+
+def _seen(numbers: set[bytes], data: bytes) -> Iterator[bytes]:
+    """Thousands of *numbers* in megabytes: of *data*, at each place, eight bytes are looked up."""
+    wanted = np.frombuffer(b"".join(numbers), _NUMBER)
+    found = [
+        np.intersect1d(np.frombuffer(data, _NUMBER, (len(data) - shift) // 8, shift), wanted)
+        for shift in range(min(8, len(data)))
+    ]
+    for number in np.unique(np.concatenate([wanted[:0], *found])):
+        yield number.tobytes()
 
 
 @dataclass
