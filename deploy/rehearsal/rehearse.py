@@ -350,11 +350,13 @@ class Rehearsal:
         """In mid-run: the round ends at its timeout, and the node takes part again by itself."""
         with self.controller.train(1000, round_timeout=ROUND_TIMEOUT_SECONDS) as training:
             training.wait_rounds(2)
-            self.nodes[1].kill("supernode")
+            node, start = self.nodes[1], self.nodes[1].started("supernode")
+            node.kill("supernode")
             killed, before = time.monotonic(), len(training.rounds())
+            wait_for("its restart", lambda: node.started("supernode") != start)
 
             def again() -> list[dict[str, Any]]:
-                """The round in hand may have had its reply, so the next one counts."""
+                """The round that was in hand may have had its reply, so a later one counts."""
                 rounds = training.rounds()[before:]
                 return rounds if len(rounds) > 1 and is_both(rounds[-1]) else []
 

@@ -333,3 +333,11 @@ def test_thinning_keeps_the_peak_and_the_order():
 def test_a_short_line_is_not_thinned():
     times, values = np.arange(10.0), np.arange(10.0)
     assert plots.thin(times, values)[1] is values
+
+
+def test_a_forecast_without_an_interval_has_no_empty_brackets(result):
+    unknown = [None] * 20
+    (entry,) = result["forecast"]["forecasts"]
+    entry |= {"lower_80": unknown, "upper_80": unknown}
+
+    assert next(row.ahead for row in report.rows(result) if row.ahead) == "188 → 210"

@@ -191,7 +191,10 @@ def _row(node: str, metric: str, errors: Result | None, ahead: Result | None) ->
 
 
 def _ahead(forecast: Result) -> tuple[str, str]:
-    """Such as ``188 → 192 (175 to 210)`` and ``5 min``; empty where nothing is forecast."""
+    """Such as ``188 → 192 (175 to 210)`` and ``5 min``; empty where nothing is forecast.
+
+    Without an interval where too few errors are known for one.
+    """
     last = forecast["last_time_unix_s"]
     steps = forecast["time_unix_s"]
     if not steps:
@@ -208,7 +211,8 @@ def _ahead(forecast: Result) -> tuple[str, str]:
         )
     )
     span = f"{seconds / 60:.3g} min" if seconds >= 60 else f"{seconds:.0f} s"
-    return f"{now} → {then} ({low} to {high})", span
+    interval = f" ({low} to {high})" if low and high else ""
+    return f"{now} → {then}{interval}", span
 
 
 def _ahead_heading(shown: list[Row]) -> str:
