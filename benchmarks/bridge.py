@@ -51,8 +51,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from icos_fl_otlp_bridge import Server, default_config
 from icos_fl_service import logs
 from icos_fl_service.shim import tied
+from icos_fl_service.testing import free_port
 from icos_fl_timeseries_store import MemoryStore, connect
-from icos_fl_timeseries_store.testing import free_port, running_store
+from icos_fl_timeseries_store.testing import running_store
 from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2 as pb
 from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2_grpc as pb_grpc
 from opentelemetry.proto.metrics.v1.metrics_pb2 import NumberDataPoint

@@ -26,6 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
+from icos_fl_service.testing import free_port
 
 APP = Path(__file__).parent / "rounds_app"
 HOST = "127.0.0.1"
@@ -143,7 +144,7 @@ def measure(runtime: str, nodes: int, rounds: int, rest: bool) -> dict[str, Figu
 def federation(runtime: str, nodes: int) -> Iterator[tuple[Path, list[psutil.Process]]]:
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         home = Path(folder)
-        port, *node_ports = free_ports(1 + nodes)
+        port, *node_ports = (free_port() for _ in range(1 + nodes))
         (home / "config.toml").write_text(
             '[superlink]\ndefault = "local"\n\n[superlink.local]\n'
             f'address = "{HOST}:{port}"\ninsecure = true\n'
@@ -263,14 +264,6 @@ def environment(home: Path, runtime: str) -> dict[str, str]:
         "ICOS_FL_RUNTIME": runtime,
         "OMP_NUM_THREADS": "1",
     }
-
-
-def free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind((HOST, 0))
-        return [one.getsockname()[1] for one in sockets]
 
 
 def wait_for(port: int) -> None:

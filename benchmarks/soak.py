@@ -40,9 +40,10 @@ from grpc_status import rpc_status
 from icos_fl.processor.v1 import processor_service_pb2 as pb
 from icos_fl.processor.v1 import processor_service_pb2_grpc as pb_grpc
 from icos_fl_service.shim import tied
+from icos_fl_service.testing import free_port
 from icos_fl_timeseries_store import StoreSettings, connect
 from icos_fl_timeseries_store.durable import JOURNAL_BYTES_MIN, JOURNAL_FACTOR
-from icos_fl_timeseries_store.testing import StoreProcesses, free_port, store_processes
+from icos_fl_timeseries_store.testing import StoreProcesses, store_processes
 
 EXPORT_SECONDS = SCRAPES * INTERVAL_NS / 1e9
 BACKLOG_EXPORTS = 560

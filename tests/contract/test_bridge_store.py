@@ -16,10 +16,11 @@ from google.rpc.error_details_pb2 import RetryInfo
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 from icos_fl_service.shim import tied
+from icos_fl_service.testing import free_port
 from icos_fl_timeseries_store import StoreSettings, connect
 from icos_fl_timeseries_store.contract import Rows
 from icos_fl_timeseries_store.services import SERVICES
-from icos_fl_timeseries_store.testing import StoreProcesses, free_port, store_processes
+from icos_fl_timeseries_store.testing import StoreProcesses, store_processes
 from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2 as pb
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2_grpc import MetricsServiceStub
 

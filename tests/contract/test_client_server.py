@@ -18,7 +18,7 @@ from typing import Any
 
 import psutil
 import pytest
-from icos_fl_timeseries_store.testing import free_port
+from icos_fl_service.testing import free_port
 from safetensors.numpy import load_file
 
 # On the stock runtime each message starts a Python process: on a busy machine that adds up.

@@ -33,9 +33,10 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
 )
 from icos_fl_client.app import app
 from icos_fl_service.shim import tied
+from icos_fl_service.testing import free_port
 from icos_fl_timeseries_store import ModelVersion, Store, connect
 from icos_fl_timeseries_store import errors as store_errors
-from icos_fl_timeseries_store.testing import StoreProcesses, free_port, store_processes
+from icos_fl_timeseries_store.testing import StoreProcesses, store_processes
 from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2 as otlp
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2_grpc import MetricsServiceStub
 

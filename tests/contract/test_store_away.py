@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from icos_fl_timeseries_store.testing import StoreProcesses, free_port, store_processes
+from icos_fl_service.testing import free_port
+from icos_fl_timeseries_store.testing import StoreProcesses, store_processes
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING

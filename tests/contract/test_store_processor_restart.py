@@ -11,8 +11,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from icos_fl.processor.v1 import processor_service_pb2 as pb
 from icos_fl.processor.v1 import processor_service_pb2_grpc as pb_grpc
 from icos_fl_service.shim import tied
+from icos_fl_service.testing import free_port
 from icos_fl_timeseries_store import StoreSettings, connect
-from icos_fl_timeseries_store.testing import free_port, store_processes
+from icos_fl_timeseries_store.testing import store_processes
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING

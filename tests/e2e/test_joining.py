@@ -32,17 +32,13 @@ from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 from flwr.supercore.protobuf.translation import PROTOBUF_REQUEST_TYPES
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
+from icos_fl_service.testing import free_port
 
 ROOT = Path(__file__).parents[2]
 APP = ROOT / "packages/warm-runtime/tests/app"
 HOST = "127.0.0.1"
 PATIENCE_SECONDS = 180.0
 PROTOBUF = {"content-type": PROTOBUF_MEDIA_TYPE, "accept": PROTOBUF_MEDIA_TYPE}
-
-
-def free_port() -> int:
-    with socket.create_server((HOST, 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 class Machine:

@@ -24,9 +24,10 @@ import grpc
 import numpy as np
 import pytest
 import trustme
+from icos_fl_service.testing import free_port
 from icos_fl_timeseries_store import StoreSettings, UnknownNode, connect
 from icos_fl_timeseries_store.contract import Rows
-from icos_fl_timeseries_store.testing import free_port, running_store
+from icos_fl_timeseries_store.testing import running_store
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2_grpc import MetricsServiceStub
 

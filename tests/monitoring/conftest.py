@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from icos_fl_timeseries_store.testing import free_port
+from icos_fl_service.testing import free_port
 from prometheus_client.parser import text_string_to_metric_families
 from ruamel.yaml import YAML
 

@@ -15,8 +15,9 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from icos_fl_service.testing import free_port
 from icos_fl_timeseries_store import connect
-from icos_fl_timeseries_store.testing import free_port, store_processes
+from icos_fl_timeseries_store.testing import store_processes
 from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2, metrics_service_pb2_grpc
 from ruamel.yaml import YAML
 

@@ -227,3 +227,23 @@ def test_a_launcher_killed_with_sigkill_leaves_nothing(launched: Launched) -> No
 def test_a_guard_killed_with_sigkill_leaves_nothing(launched: Launched) -> None:
     launched.guard.kill()
     until(lambda: launched.rest() == [])
+
+
+def test_what_was_there_before_it_lives_on(tmp_path: Path) -> None:
+    child = tmp_path / "child"
+    starts_another = f"""
+        import pathlib, subprocess, sys
+        child = subprocess.Popen([sys.executable, "-c", {SLEEPER!r}])
+        pathlib.Path({str(child)!r}).write_text(str(child.pid))
+        child.wait()
+    """
+    with subprocess.Popen(python(starts_another)) as before:
+        try:
+            others = read_pid(child)
+            with Supervisor(tmp_path, os.environ) as supervisor:
+                supervisor.start([Component("one", python(SLEEPER))])
+                (started,) = supervisor.pids.values()
+            assert (alive(before.pid), alive(others), alive(started)) == (True, True, False)
+        finally:
+            before.kill()
+            psutil.Process(others).kill()

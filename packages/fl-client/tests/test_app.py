@@ -15,8 +15,8 @@ from icos_fl_client.app import app
 from icos_fl_client.errors import ClientError, ConfigError
 from icos_fl_client.node import build_model, weights_of
 from icos_fl_client.settings import RunConfig, parse
+from icos_fl_service.testing import free_port
 from icos_fl_timeseries_store import connect
-from icos_fl_timeseries_store.testing import free_port
 from icos_fl_warm_runtime import TASK_REGISTRY
 
 Ask = Callable[..., RecordDict]

@@ -10,8 +10,8 @@ import pytest
 from icos_fl_client.__main__ import main
 from icos_fl_client.node import build_model, weights_of
 from icos_fl_client.settings import RunConfig, parse
+from icos_fl_service.testing import free_port
 from icos_fl_timeseries_store import ModelVersion, StoreSettings, connect
-from icos_fl_timeseries_store.testing import free_port
 
 
 @dataclass

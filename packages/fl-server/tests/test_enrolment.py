@@ -22,14 +22,10 @@ import trustme
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from icos_fl_server.enrolment.invitations import Invitations
+from icos_fl_service.testing import free_port
 
 HOST = "127.0.0.1"
 GATEWAY = "fl.example.org:8443"
-
-
-def free_port() -> int:
-    with socket.create_server((HOST, 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 def wait_until(condition: Callable[[], bool], process: subprocess.Popen, log: Path) -> None:

@@ -17,7 +17,8 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from icos_fl_otlp_bridge.memory import DECODED_BYTES_MAX
 from icos_fl_service.shim import tied
-from icos_fl_timeseries_store.testing import free_port, running_store
+from icos_fl_service.testing import free_port
+from icos_fl_timeseries_store.testing import running_store
 
 EXPORT = "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export"
 PROTOBUF, JSON = "application/x-protobuf", "application/json"

@@ -6,6 +6,7 @@ import uuid
 
 import numpy as np
 import pytest
+from icos_fl_service.testing import free_port
 from icos_fl_timeseries_store import (
     InvalidRows,
     MemoryStore,
@@ -15,7 +16,6 @@ from icos_fl_timeseries_store import (
     UnknownNode,
     connect,
 )
-from icos_fl_timeseries_store.testing import free_port
 
 
 @pytest.fixture(params=["memory", "dataclay"])

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import valkey
 from dataclay.config import get_runtime
+from icos_fl_service.testing import free_port
 from icos_fl_timeseries_store import (
     ModelVersion,
     StoreDamaged,
@@ -28,7 +29,7 @@ from icos_fl_timeseries_store import (
     services,
 )
 from icos_fl_timeseries_store.services import SERVICES, ServiceSettings
-from icos_fl_timeseries_store.testing import free_port, small_disk, store_processes
+from icos_fl_timeseries_store.testing import small_disk, store_processes
 
 UID = 4242
 """Of nobody."""

@@ -11,8 +11,9 @@ import uuid
 
 import numpy as np
 import pytest
+from icos_fl_service.testing import free_port
 from icos_fl_timeseries_store import connect
-from icos_fl_timeseries_store.testing import free_port, store_processes
+from icos_fl_timeseries_store.testing import store_processes
 
 
 def command(settings, *arguments, stdout=subprocess.PIPE):

@@ -15,6 +15,7 @@ from typing import Any
 
 import psutil
 import pytest
+from icos_fl_service.testing import free_port
 from prometheus_client.parser import text_string_to_metric_families
 
 APP = Path(__file__).parent / "app"
@@ -31,7 +32,7 @@ class Federation:
     ca: Path | None = None
     metrics: dict[str, int] = field(default_factory=dict)
     """Ports of /metrics, by the process's name."""
-    port: int = field(default_factory=lambda: free_port())
+    port: int = field(default_factory=free_port)
     processes: dict[str, "subprocess.Popen[bytes]"] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -310,12 +311,6 @@ def _toml(value: Any) -> str:
     return f"'{value}'" if isinstance(value, str) else json.dumps(value)
 
 
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind((HOST, 0))
-        return int(one.getsockname()[1])
-
-
 def wait_for(condition: Callable[[], bool], seconds: float, complaint: Callable[[], str]) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
@@ -351,8 +346,3 @@ def federation(new_federation) -> Federation:
 def wait_until() -> Callable[..., None]:
     """wait_until(condition, seconds, complaint)"""
     return wait_for
-
-
-@pytest.fixture(scope="session")
-def a_free_port() -> Callable[[], int]:
-    return free_port

@@ -11,6 +11,7 @@ import psutil
 import pytest
 from flwr.supercore.constant import TaskType
 from flwr.supercore.superexec.executor import ExecutionSpec
+from icos_fl_service.testing import free_port
 from icos_fl_warm_runtime import executor as executor_module
 from icos_fl_warm_runtime import kept_folder
 from icos_fl_warm_runtime import worker as worker_module
@@ -42,14 +43,12 @@ def executor():
         one._process.wait(10)
 
 
-def test_a_task_that_comes_just_as_the_worker_ends_is_taken_by_a_new_one(
-    executor, a_free_port, wait_until
-):
-    executor.launch(spec(1, a_free_port()))
+def test_a_task_that_comes_just_as_the_worker_ends_is_taken_by_a_new_one(executor, wait_until):
+    executor.launch(spec(1, free_port()))
     first = executor._workers[COMMAND]
     # Stopped, it takes no task, as a worker that no longer listens and has not yet ended.
     first._process.send_signal(signal.SIGSTOP)
-    launching = threading.Thread(target=executor.launch, args=[spec(2, a_free_port())])
+    launching = threading.Thread(target=executor.launch, args=[spec(2, free_port())])
     launching.start()
     wait_until(lambda: 2 in first._ordered, 30, str)
     first._process.kill()
@@ -60,18 +59,18 @@ def test_a_task_that_comes_just_as_the_worker_ends_is_taken_by_a_new_one(
     assert list(second._running) == [2]
 
 
-def test_a_worker_that_takes_no_task_is_ended(executor, a_free_port, monkeypatch):
-    executor.launch(spec(1, a_free_port()))
+def test_a_worker_that_takes_no_task_is_ended(executor, monkeypatch):
+    executor.launch(spec(1, free_port()))
     worker = executor._workers[COMMAND]
     worker._process.send_signal(signal.SIGSTOP)
     monkeypatch.setattr(executor_module, "HEARTBEAT_SECONDS", 0.1)
     monkeypatch.setattr(executor_module, "TAKEN_SECONDS", 0.2)
-    assert not worker.take(spec(2, a_free_port()))
+    assert not worker.take(spec(2, free_port()))
     assert worker._process.wait(10) == -signal.SIGKILL
 
 
-def test_the_kept_folder_goes_with_the_executor(executor, a_free_port):
-    executor.launch(spec(1, a_free_port()))
+def test_the_kept_folder_goes_with_the_executor(executor):
+    executor.launch(spec(1, free_port()))
     assert executor._kept.is_dir()
     assert executor._kept.stat().st_mode & 0o077 == 0
     executor.close()
@@ -82,9 +81,7 @@ def test_where_nothing_is_warm_there_is_no_kept_folder():
     assert kept_folder() is None
 
 
-def test_of_a_worker_that_refuses_the_tasks_start_cold(
-    executor, a_free_port, wait_until, monkeypatch, tmp_path
-):
+def test_of_a_worker_that_refuses_the_tasks_start_cold(executor, wait_until, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     cold = tmp_path / COMMAND
     cold.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/started\n')
@@ -94,17 +91,17 @@ def test_of_a_worker_that_refuses_the_tasks_start_cold(
     (broken / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1.0\n")
     (broken / "entry_points.txt").write_text("[icos_fl.serverapp]\nbroken = no_such_module\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    executor.launch(spec(1, a_free_port()))
+    executor.launch(spec(1, free_port()))
     assert "no_such_module cannot be imported" in executor._workers[COMMAND].refusal
     first = executor._workers[COMMAND]
-    executor.launch(spec(2, a_free_port()))
+    executor.launch(spec(2, free_port()))
     assert executor._workers[COMMAND] is first
     started = tmp_path / "started"
     wait_until(lambda: started.exists() and len(started.read_text().splitlines()) == 2, 10, str)
 
 
-def test_closing_ends_the_worker_and_its_tasks(executor, a_free_port, wait_until):
-    executor.launch(spec(1, a_free_port()))
+def test_closing_ends_the_worker_and_its_tasks(executor, wait_until):
+    executor.launch(spec(1, free_port()))
     worker = psutil.Process(executor._workers[COMMAND]._process.pid)
     tasks = worker.children()
     assert len(tasks) == 1

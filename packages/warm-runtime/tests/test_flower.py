@@ -6,6 +6,7 @@ from importlib import import_module
 from importlib.metadata import version
 
 import pytest
+from icos_fl_service.testing import free_port
 from icos_fl_warm_runtime.flower.names import NAMES, SUPEREXEC, changed
 
 WARNS = "This Flower is not the one that the warm runtime was written for"
@@ -149,12 +150,10 @@ def test_stock_and_warm_supernodes_work_with_a_warm_superlink(new_federation):
 
 
 @pytest.mark.slow
-def test_a_warm_superexec_leaves_a_stock_supernode_to_find_out_who_died(
-    new_federation, a_free_port
-):
+def test_a_warm_superexec_leaves_a_stock_supernode_to_find_out_who_died(new_federation):
     federation = new_federation()
     federation.superlink()
-    port = a_free_port()
+    port = free_port()
     federation.supernode(0)
     federation.supernode(1, "--isolation", "process", runtime="stock", port=port)
     federation.superexec("superexec-1", port, "--insecure")

@@ -4,6 +4,7 @@ import json
 from importlib.metadata import version
 
 import pytest
+from icos_fl_service.testing import free_port
 from icos_fl_warm_runtime.metrics import TaskCounts
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -11,10 +12,10 @@ ROUNDS = 4
 
 
 @pytest.fixture(scope="module")
-def told(new_federation, a_free_port, wait_until):
+def told(new_federation, wait_until):
     """A run of four rounds, in two of which node 1 fails."""
     names = ("superlink", "supernode-0", "supernode-1")
-    federation = new_federation(metrics={name: a_free_port() for name in names})
+    federation = new_federation(metrics={name: free_port() for name in names})
     federation.superlink()
     federation.supernode(0)
     federation.supernode(1)
@@ -87,8 +88,8 @@ def test_every_line_of_every_process_is_json(told):
         assert all(line["event"] for line in lines)
 
 
-def test_a_stock_supernode_tells_that_it_is_there(new_federation, a_free_port, wait_until):
-    federation = new_federation(metrics={"supernode-0": a_free_port()})
+def test_a_stock_supernode_tells_that_it_is_there(new_federation, wait_until):
+    federation = new_federation(metrics={"supernode-0": free_port()})
     federation.supernode(0, runtime="stock")
     values = federation.scrape("supernode-0")
     assert [series for series in values if series[0] == "icos_fl_service_info"]

@@ -13,6 +13,7 @@ import pytest
 import trustme
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from icos_fl_service.testing import free_port
 
 ACCEPTED_SECONDS_MAX = 30
 """Of a busy machine, on which a SuperNode has to start. Flower refuses its key for up to 60 s."""
@@ -43,13 +44,13 @@ def node_key(folder: Path, number: int) -> tuple[Path, Path]:
 class Secure:
     """A federation in which every part is a process of its own that must prove who it is."""
 
-    def __init__(self, new_federation, a_free_port, folder: Path) -> None:
+    def __init__(self, new_federation, folder: Path) -> None:
         self._authority = trustme.CA()
         self._authority.cert_pem.write_to_path(folder / "ca.pem")
         (folder / "secret").write_text(secrets.token_hex(32))
         self.folder = folder
         self.issue()
-        self.ports = {number: a_free_port() for number in (0, 1)}
+        self.ports = {number: free_port() for number in (0, 1)}
         self._tls = (
             *("--ssl-certfile", str(folder / "server.pem")),
             *("--ssl-keyfile", str(folder / "server.key")),
@@ -59,7 +60,7 @@ class Secure:
         self._isolated = ("--isolation", "process", *self._secret)
         told = ("superlink", "superexec-link", "supernode-0", "superexec-0")
         self.federation = new_federation(
-            tls=self._tls, ca=folder / "ca.pem", metrics={name: a_free_port() for name in told}
+            tls=self._tls, ca=folder / "ca.pem", metrics={name: free_port() for name in told}
         )
         self._keys = {number: node_key(folder, number) for number in self.ports}
 
@@ -100,8 +101,8 @@ class Secure:
 
 
 @pytest.fixture(scope="module")
-def secure(new_federation, a_free_port, tmp_path_factory) -> Secure:
-    secure = Secure(new_federation, a_free_port, tmp_path_factory.mktemp("keys"))
+def secure(new_federation, tmp_path_factory) -> Secure:
+    secure = Secure(new_federation, tmp_path_factory.mktemp("keys"))
     secure.start()
     return secure
 

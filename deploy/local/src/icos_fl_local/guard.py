@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import psutil
@@ -40,15 +40,31 @@ def die_with_parent(signal_number: int, parent: int) -> None:
         os.kill(os.getpid(), signal_number)
 
 
-def end_descendants(grace_seconds: float = 0.0) -> list[str]:
+def descendants(spare: Collection[psutil.Process] = ()) -> list[psutil.Process]:
+    """Of this process, all that are alive but those in *spare* and their descendants."""
+    spared = set(spare)
+    for process in spare:
+        with contextlib.suppress(psutil.Error):
+            spared.update(process.children(recursive=True))
+    return [
+        process
+        for process in psutil.Process().children(recursive=True)
+        if process not in spared and _status(process) not in (None, psutil.STATUS_ZOMBIE)
+    ]
+
+
+def end_descendants(
+    grace_seconds: float = 0.0, spare: Collection[psutil.Process] = ()
+) -> list[str]:
     """End every descendant of this process and reap it; return the names of those that were there.
 
-    Loops until none is left: one that is being killed may just have started another.
+    Those in *spare* live on, with their own descendants. Loops until no other is left: one that is
+    being killed may just have started another.
     """
     found: dict[int, str] = {}
     terminate_until = time.monotonic() + grace_seconds
     while True:
-        alive = _descendants()
+        alive = descendants(spare)
         for process in alive:
             with contextlib.suppress(psutil.Error):
                 if process.pid not in found:
@@ -160,14 +176,6 @@ def _wait(child: int) -> int:
     _, status = os.waitpid(child, 0)
     code = os.waitstatus_to_exitcode(status)
     return code if code >= 0 else 128 - code
-
-
-def _descendants() -> list[psutil.Process]:
-    return [
-        process
-        for process in psutil.Process().children(recursive=True)
-        if _status(process) not in (None, psutil.STATUS_ZOMBIE)
-    ]
 
 
 def _status(process: psutil.Process) -> str | None:

@@ -96,7 +96,8 @@ class Task:
 class Supervisor:
     """Runs components and short commands (tasks) as children of this process.
 
-    Not for more than one thread at a time. Use it as a context manager: leaving it stops all.
+    Not for more than one thread at a time. Use it as a context manager: leaving it stops all that
+    this process has started meanwhile, and nothing that was there before.
     """
 
     def __init__(
@@ -111,6 +112,7 @@ class Supervisor:
         self._changed = changed
         self._running: dict[str, _Running] = {}
         self._tasks: list[subprocess.Popen[bytes]] = []
+        self._others = guard.descendants()
         guard.adopt_orphans()
 
     def __enter__(self) -> "Supervisor":
@@ -245,7 +247,7 @@ class Supervisor:
                 task.wait()
         self._running.clear()
         self._tasks.clear()
-        return guard.end_descendants(grace_seconds=2.0)
+        return guard.end_descendants(grace_seconds=2.0, spare=self._others)
 
     def _start(self, component: Component) -> None:
         log = self.log_path(component.name)

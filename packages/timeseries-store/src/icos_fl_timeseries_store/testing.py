@@ -15,16 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from icos_fl_service.shim import tied
+from icos_fl_service.testing import free_port
 
 from icos_fl_timeseries_store.services import SERVICES, Service
 from icos_fl_timeseries_store.settings import StoreSettings
-
-
-def free_port() -> int:
-    """A TCP port of 127.0.0.1 on which nothing listens."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-        return port
 
 
 @dataclass
