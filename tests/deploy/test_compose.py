@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from icos_fl_local import certs
 
 ROOT = Path(__file__).parents[2]
 COMPOSE = ROOT / "deploy/compose"
@@ -36,8 +37,9 @@ images = load(ROOT / "deploy/images/images.py", "icos_fl_images")
 
 @cache
 def content(deployment: str, source: str = "host") -> dict[str, Any]:
-    files = run.compose_files(deployment, COMPOSE, {"ICOS_FL_SOURCE": source})
-    return run.resolved(files, PROFILES.get(deployment, ()))
+    profiles = PROFILES.get(deployment, ())
+    settings = {"ICOS_FL_SOURCE": source, "COMPOSE_PROFILES": ",".join(profiles)}
+    return run.resolved(run.compose_files(deployment, COMPOSE, settings), profiles)
 
 
 def sources(deployment: str) -> tuple[str, ...]:
@@ -248,13 +250,15 @@ def test_a_setting_without_a_value_stops_the_start(folder):
         run.check_values(content("node"), settings)
 
 
+SENSOR = {
+    "ICOS_FL_NODE_NAME": "a",
+    "ICOS_FL_COLLECTOR_BRIDGE": "b:1",
+    "COMPOSE_PROFILES": "sensor",
+}
+
+
 def test_what_is_not_started_needs_no_value(tmp_path):
-    given = {
-        "ICOS_FL_NODE_NAME": "a",
-        "ICOS_FL_COLLECTOR_BRIDGE": "b:1",
-        "COMPOSE_PROFILES": "sensor",
-    }
-    settings = run.read_settings("hybrid", tmp_path, given)
+    settings = run.read_settings("hybrid", tmp_path, SENSOR)
     files = run.compose_files("hybrid", tmp_path, settings)
     sensor = run.resolved(files, [settings["COMPOSE_PROFILES"]])
     run.check_values(sensor, settings)
@@ -262,15 +266,164 @@ def test_what_is_not_started_needs_no_value(tmp_path):
 
 
 def test_an_unknown_source_stops_the_start(tmp_path):
-    with pytest.raises(run.Refused, match="ICOS_FL_SOURCE=sun: host, power or replay"):
+    with pytest.raises(run.Refused, match="ICOS_FL_SOURCE=sun: there are host, power, replay"):
         run.compose_files("node", tmp_path, {"ICOS_FL_SOURCE": "sun"})
 
 
+def test_a_source_that_its_settings_do_not_tell_of_stops_the_start(tmp_path):
+    with pytest.raises(run.Refused, match="ICOS_FL_SOURCE=replay: there are host, power"):
+        run.compose_files("hybrid", tmp_path, SENSOR | {"ICOS_FL_SOURCE": "replay"})
+
+
+@pytest.mark.parametrize(("profile", "measures"), [("site", False), ("sensor", True)])
+def test_a_source_is_of_the_machine_that_measures(tmp_path, profile, measures):
+    settings = {"ICOS_FL_SOURCE": "power", "COMPOSE_PROFILES": profile}
+    services = run.resolved(run.compose_files("hybrid", tmp_path, settings), [profile])["services"]
+    assert ("scaphandre" in services) is measures
+
+
+def test_scaphandre_sees_the_counters_where_engines_do_not_hide_them():
+    scaphandre = content("node", "power")["services"]["scaphandre"]
+    path = scaphandre["environment"]["SCAPHANDRE_POWERCAP_PATH"]
+    assert path == "/host/sys/class/powercap"
+    assert scaphandre["command"][0] == "--vm"
+    assert set(scaphandre["volumes"]) == {
+        f"{folder}:/host{folder}:ro"
+        for folder in ("/sys/class/powercap", "/sys/devices/virtual/powercap")
+    }
+
+
+@pytest.mark.parametrize("profile", ["", "sites", "site,sun"])
+def test_a_profile_that_no_service_has_stops_the_start(profile):
+    settings = {"COMPOSE_PROFILES": profile}
+    files = run.compose_files("hybrid", COMPOSE, settings)
+    with pytest.raises(run.Refused) as refused:
+        run.resolved(files, run.profiles_of(settings))
+    assert str(refused.value) == f"COMPOSE_PROFILES={profile}: one or more of sensor, site"
+
+
+def test_a_line_of_settings_that_cannot_be_read_stops_the_start(folder):
+    (folder / "settings.env").write_text("ICOS_FL_IMAGES='x\n")
+    with pytest.raises(run.Refused, match="ICOS_FL_IMAGES='x: not of the form NAME=VALUE"):
+        run.read_settings("node", folder, {})
+    (folder / "settings.env").write_bytes(b"\xff\n")
+    with pytest.raises(run.Refused, match=r"settings\.env: cannot be read: 'utf-8'"):
+        run.read_settings("node", folder, {})
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("", "must be a mapping"),
+        ("- a", "must be a mapping"),
+        ("services: [a]", "services must be a mapping of mappings"),
+        ("services: {a: }", "services must be a mapping of mappings"),
+        ("services: {a: [", "while parsing a flow node"),
+        ("services: {a: {extends: kv}}", "a extends kv: no file and service of it"),
+        ("services: {a: {extends: {file: b.yaml, service: c}}}", "b.yaml: cannot be read"),
+    ],
+)
+def test_an_override_that_is_no_compose_file_stops_the_start(tmp_path, override, told):
+    (tmp_path / "compose.override.yaml").write_text(override)
+    with pytest.raises(run.Refused, match=told):
+        run.resolved(run.compose_files("node", tmp_path, {}))
+
+
+def test_an_override_may_read_the_environment_or_have_a_default(tmp_path):
+    text = 'services: {kv: {environment: ["A=${PROXY}", "B=${NONE:-x}", "C=$${NOT}"]}}'
+    (tmp_path / "compose.override.yaml").write_text(text)
+    kv = run.resolved(run.compose_files("node", tmp_path, {}))["services"]["kv"]
+    assert "ICOS_FL_STORE_HOST" in kv["environment"]
+    alone = {"services": {"kv": {"environment": kv["environment"]}}}
+    with pytest.raises(run.Refused, match="PROXY has no value"):
+        run.check_values(alone, {})
+    run.check_values(alone, {"PROXY": "x"})
+
+
+@pytest.mark.parametrize("name", ["My Node", "Edge", "-a", "a.b"])
+def test_a_folder_whose_name_is_no_projects_stops_the_start(name):
+    with pytest.raises(run.Refused, match="the folder's name is the project's"):
+        run.check_project(Path("/tmp", name))
+
+
+CERTIFICATES = {
+    "controller": ("controller",),
+    "hybrid": ("node",),
+    "node": ("node",),
+    "single-node": ("controller", "node"),
+}
+
+
+def with_certificates(folder: Path, deployment: str) -> dict[str, str]:
+    """Settings of a *folder* that has what ``icos-fl certs`` and ``icos-fl node join`` make."""
+    for what in CERTIFICATES[deployment]:
+        certs.make(folder / "certs", what, ["localhost"], [], 1, -1)
+    (folder / "certs/superexec.secret").touch()
+    for node in ("node", "node-1", "node-2"):
+        (folder / node).mkdir(exist_ok=True)
+        for name in ("supernode.key", "gateway-ca.pem"):
+            (folder / node / name).touch()
+    return run.read_settings(deployment, folder, {})  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("deployment", DEPLOYMENTS)
+def test_with_what_icos_fl_makes_nothing_is_missing(tmp_path, deployment):
+    settings = with_certificates(tmp_path, deployment)
+    run.check_files(content(deployment), settings)
+
+
+def test_a_certificate_that_is_not_there_stops_the_start(folder):
+    settings = with_certificates(folder, "node")
+    (folder / "certs/fl-client.key").unlink()
+    with pytest.raises(run.Refused) as refused:
+        run.check_files(content("node"), settings)
+    assert str(refused.value) == (
+        f"supernode needs {folder}/certs/fl-client.key, which is not there; 'icos-fl certs "
+        "controller' or 'node', with --uid 10001, makes it"
+    )
+
+
+def test_a_folder_that_is_not_there_stops_the_start(folder):
+    settings = with_certificates(folder, "node") | {"ICOS_FL_BRIDGE_CONFIG": "/nowhere/bridge.yaml"}
+    with pytest.raises(run.Refused, match=r"otlp-bridge needs /nowhere/bridge\.yaml"):
+        run.check_files(content("node"), settings)
+
+
+def test_what_is_not_healthy_stops_those_alone_that_need_it():
+    started = []
+
+    class Recorded(run.Compose):
+        def _start(self, content, services):
+            started.extend(services)
+            return {"scaphandre", "proxy", "processor"} & {*services}
+
+    compose = Recorded("podman", [], {})
+    assert compose.up(json.loads(json.dumps(content("node", "power"))), []) == 1
+    everything = content("node", "power")["services"].keys()
+    assert everything - {*started} == {"supernode-superexec"}
+
+
+def test_a_service_that_is_not_there_is_not_started():
+    compose = run.Compose("podman", [], {})
+    assert compose.up(json.loads(json.dumps(content("node"))), ["bridge"]) == 2
+
+
 def test_files_are_merged_as_compose_does():
-    base = {"volumes": ["a:/x", "b:/y:ro"], "command": ["1", "2"], "environment": {"A": "1"}}
-    over = {"volumes": ["c:/y:ro", "d:/z"], "command": ["3"], "environment": {"B": "2"}}
-    assert run.merged(base, over) == {
-        "volumes": ["a:/x", "c:/y:ro", "d:/z"],
+    base = {
+        "volumes": ["a:/x", "b:/y:ro", "c:/z"],
+        "command": ["1", "2"],
+        "environment": {"A": "1"},
+        "ports": ["1:1"],
+    }
+    over = {
+        "volumes": ["c:/y:ro", "d:/w", {"source": "e", "target": "/z"}],
         "command": ["3"],
-        "environment": {"A": "1", "B": "2"},
+        "environment": ["B=2", "C"],
+        "ports": ["2:2"],
+    }
+    assert run.merged(base, over) == {
+        "volumes": ["a:/x", "c:/y:ro", "d:/w", {"source": "e", "target": "/z"}],
+        "command": ["3"],
+        "environment": {"A": "1", "B": "2", "C": None},
+        "ports": ["1:1", "2:2"],
     }
