@@ -103,3 +103,29 @@ def test_weights_of_either_version_are_read_by_the_other(last_weights, old_sends
     assert list(received) == list(tensors)
     for name, tensor in tensors.items():
         np.testing.assert_array_equal(received[name], tensor)
+
+
+@pytest.mark.parametrize(
+    ("package", "command", "prefix"),
+    [
+        ("icos-fl-otlp-bridge", "icos_fl_otlp_bridge", "ICOS_FL_BRIDGE_"),
+        ("icos-fl-processor", "icos_fl_processor", "ICOS_FL_PROCESSOR_"),
+        ("icos-fl-timeseries-store", "icos_fl_timeseries_store serve kv", "ICOS_FL_STORE_"),
+    ],
+)
+def test_the_last_release_says_which_later_setting_it_does_not_start_with(
+    last_releases, tmp_path: Path, package: str, command: str, prefix: str
+):
+    siblings = {"icos-fl-protos", "icos-fl-service", "icos-fl-timeseries-store", package}
+    sources = [last_releases[name].extract(tmp_path / name) / "src" for name in siblings]
+    done = subprocess.run(
+        [sys.executable, "-m", *command.split()],
+        env={"PYTHONPATH": ":".join(map(str, sources)), f"{prefix}OF_TOMORROW": "1"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 2, done.stderr
+    assert f"{prefix}OF_TOMORROW: no such setting" in done.stderr
