@@ -10,10 +10,12 @@ import subprocess
 import sys
 import threading
 import time
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from importlib.metadata import Distribution
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,7 @@ from icos_fl_local.supervisor import Component, Supervisor
 from icos_fl_local.traces import Trace
 from icos_fl_service.shim import tied
 from icos_fl_timeseries_store import StoreSettings, connect
+from packaging.requirements import Requirement
 from ruamel.yaml import YAML
 
 ROOT = Path(__file__).parents[2]
@@ -83,6 +86,24 @@ def refuse_what_bounds_refuse(chosen: Iterable[Path]) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def with_needs(
+    package: str, wheels: Mapping[str, Mapping[str, Path]], side: str
+) -> dict[str, Path]:
+    """The wheel of *package* of the other side, and of those siblings of which that of *side* does
+    not do for it: what pip installs for whoever upgrades the package."""
+    found = {package: wheels[opposite(side)][package]}
+    for requirement in map(Requirement, distribution(found[package]).requires or ()):
+        there = wheels[side].get(requirement.name)
+        if there and distribution(there).version not in requirement.specifier:
+            found |= with_needs(requirement.name, wheels, side)
+    return found
+
+
+def distribution(wheel: Path) -> Distribution:
+    (metadata,) = zipfile.Path(wheel).glob("*.dist-info")
+    return Distribution.at(metadata)  # type: ignore[arg-type]
+
+
 def opposite(side: str) -> str:
     return "new" if side == "old" else "old"
 
@@ -92,16 +113,14 @@ def environment(
     wheels: dict[str, dict[str, Path]], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[..., Path]:
     """environment(side, other=""): the Python of an environment with the wheels of *side*, but with
-    that of the package *other* of the other side. What is not ours is what is installed here, which
-    is what uv.lock has."""
+    that of the package *other* of the other side, and what it needs of that. What is not ours is
+    what is installed here, which is what uv.lock has."""
     folder = tmp_path_factory.mktemp("environments")
     made: dict[tuple[str, str], Path] = {}
 
     def make(side: str, other: str = "") -> Path:
         if (side, other) not in made:
-            chosen = dict(wheels[side])
-            if other:
-                chosen[other] = wheels[opposite(side)][other]
+            chosen = wheels[side] | (with_needs(other, wheels, side) if other else {})
             python = folder / f"{side}-{other}" / "bin/python"
             refuse_what_bounds_refuse(chosen.values())
             uv("venv", "--quiet", python.parents[1])
