@@ -10,12 +10,11 @@ import subprocess
 import sys
 import threading
 import time
-import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from importlib.metadata import Distribution
+from importlib.metadata import Distribution, distributions
 from pathlib import Path
 from typing import Any
 
@@ -100,8 +99,8 @@ def with_needs(
 
 
 def distribution(wheel: Path) -> Distribution:
-    (metadata,) = zipfile.Path(wheel).glob("*.dist-info")
-    return Distribution.at(metadata)  # type: ignore[arg-type]
+    (found,) = distributions(path=[str(wheel)])
+    return found
 
 
 def opposite(side: str) -> str:
