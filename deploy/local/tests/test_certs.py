@@ -225,7 +225,8 @@ def test_who_reads_while_it_is_renewed_always_finds_a_pair(folder: Path) -> None
         (["node", "--name", "a_b"], "--name a_b: neither a DNS name nor an IP address"),
         (["node", "--name", "edge:4317"], "--name edge:4317: neither"),
         (["node", "--client", "../up"], "--client ../up: a name of letters"),
-        (["node", "--client", "ca"], "--client ca: a name of letters"),
+        (["node", "--client", "ca"], "--client ca: another name than ca, gateway"),
+        (["node", "--client", "processor"], "--client processor: another name than ca"),
         (["renew"], "certs/ca.pem: is not there; make it with 'icos-fl certs controller'"),
         (["show"], "certs/ca.pem: is not there; make it with"),
     ],
@@ -241,6 +242,36 @@ def test_what_cannot_be_done_is_one_line(tmp_path: Path, arguments: list[str], s
     assert (done.returncode > 0, done.stdout) == (True, "")
     assert len(done.stderr.splitlines()) == 1
     assert said in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--days", "0"], "argument --days: 0: a whole number from 1 to 3650"),
+        (["--days", "9999"], "argument --days: 9999: a whole number from 1 to 3650"),
+        (["--days", "x"], "argument --days: x: a whole number from 1 to 3650"),
+        (["--uid", "99999999999"], "argument --uid: 99999999999: a whole number from 0"),
+        (["--uid=-1"], "argument --uid: -1: a whole number from 0 to 4294967294"),
+    ],
+)
+def test_a_number_out_of_range_makes_nothing(tmp_path: Path, arguments: list[str], said: str):
+    command = [sys.executable, "-m", "icos_fl_local", "certs", "node", *arguments]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, list(tmp_path.iterdir())) == (2, [])
+    assert said in done.stderr
+
+
+def test_giving_files_away_needs_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: int, uid: int, __: int) -> None:
+        if uid != -1:
+            raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "fchown", refuse)
+    with pytest.raises(
+        LocalError, match=r"cannot be given to uid 10001 by uid \d+; run it as root"
+    ):
+        certs.make(tmp_path, "node", [], [], 1, 10001)
+    assert not [*tmp_path.glob(".*")]
 
 
 @pytest.mark.parametrize(

@@ -203,7 +203,7 @@ def _certs(arguments: argparse.Namespace) -> int:
         lines = certs.renew(folder, days, uid, also_good=arguments.all)
     else:
         lines = certs.make(folder, what, arguments.name, arguments.client, days, uid)
-    print("\n".join(lines))
+    print("\n".join(lines) or f"{folder}: no certificate but the authority's")
     return 0
 
 
@@ -426,9 +426,24 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _integer(least: int, most: int) -> Callable[[str], int]:
+    """An argument's type."""
+
+    def parse(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            number = least - 1
+        if not least <= number <= most:
+            raise argparse.ArgumentTypeError(f"{text}: a whole number from {least} to {most}")
+        return number
+
+    return parse
+
+
 def _add_uid(command: argparse.ArgumentParser, text: str) -> None:
     command.add_argument(
-        "--uid", type=int, default=-1, metavar="UID",
+        "--uid", type=_integer(0, 2**32 - 2), default=-1, metavar="UID",
         help=f"{text}, such as 10001 for our images (default: who runs this)",
     )  # fmt: skip
 
@@ -477,8 +492,9 @@ def _add_certs(commands: _Commands) -> None:
     def add_making(name: str, text: str) -> argparse.ArgumentParser:
         what = add(name, text)
         what.add_argument(
-            "--days", type=int, default=365, metavar="N",
-            help="how long a certificate is good for (default: %(default)s)",
+            "--days", type=_integer(1, 3650), default=365, metavar="N",
+            help="how long a certificate is good for, 1 to 3650, and no longer than its authority "
+            "(default: %(default)s)",
         )  # fmt: skip
         _add_uid(what, "owner of all but the authority's files")
         return what

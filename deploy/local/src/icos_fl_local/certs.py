@@ -36,6 +36,7 @@ CLIENTS = {"controller": (), "node": ("collector", "fl-client")}
 
 _EVERY_SERVER = ("localhost", "127.0.0.1", "::1")
 _AUTHORITY = "ca"
+_TAKEN = (_AUTHORITY, *(server for servers in SERVERS.values() for server in servers))
 _AUTHORITY_DAYS = 3650
 _UNCHANGED = -1
 _CLOCKS_DIFFER = datetime.timedelta(hours=1)
@@ -108,8 +109,10 @@ def make(
     """
     outside = tuple(_checked(name) for name in names)
     for client in clients:
-        if not _FILE.match(client) or client == _AUTHORITY:
+        if not _FILE.match(client):
             raise UsageError(f"--client {client}: a name of letters, digits, dots and hyphens")
+        if client in _TAKEN:
+            raise UsageError(f"--client {client}: another name than {', '.join(_TAKEN)}")
     if deployment == "controller" and not names and not (folder / "gateway.pem").exists():
         raise UsageError("give --name NAME, a DNS name or address by which nodes reach the gateway")
     with _locked(folder):

@@ -17,7 +17,7 @@ def write(path: Path, content: bytes, mode: int, uid: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         with os.fdopen(descriptor, "wb") as stream:
-            os.fchown(descriptor, uid, -1)
+            _give(path, descriptor, uid)
             os.fchmod(descriptor, mode)
             stream.write(content)
             stream.flush()
@@ -25,17 +25,28 @@ def write(path: Path, content: bytes, mode: int, uid: int) -> None:
         Path(temporary).replace(path)
         _sync(path.parent)
     except OSError as error:
+        raise refused(path, "written", error) from None
+    finally:
         if temporary:
             Path(temporary).unlink(missing_ok=True)
-        raise refused(path, "written", error) from None
 
 
 def refused(path: Path, what: str, error: OSError) -> LocalError:
     """What to say of a *path* that cannot be *what*, such as read."""
+    cure = "run it as the folder's owner, or " if isinstance(error, PermissionError) else ""
     return LocalError(
         f"{path}: cannot be {what}: {error.strerror} (uid {os.getuid()}); "
-        "run it as the folder's owner, or give another --folder"
+        f"{cure}give another --folder"
     )
+
+
+def _give(path: Path, descriptor: int, uid: int) -> None:
+    try:
+        os.fchown(descriptor, uid, -1)
+    except PermissionError:
+        raise LocalError(
+            f"{path}: cannot be given to uid {uid} by uid {os.getuid()}; run it as root"
+        ) from None
 
 
 def _sync(folder: Path) -> None:
