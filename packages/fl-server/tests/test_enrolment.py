@@ -383,3 +383,20 @@ def test_a_renewed_certificate_is_taken_over(controller):
     while shown() == old:
         assert time.monotonic() < deadline, log.read_text()
     assert shown() == (controller.folder / "enrolment.pem").read_text()
+
+
+@pytest.mark.parametrize("what", [["invite", "edge-1"], ["list"], ["remove", "edge-1"]])
+def test_an_authority_that_cannot_be_read_is_named_with_its_setting(tmp_path: Path, what) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "icos_fl_server", "node", *what],
+        env=os.environ | {"ICOS_FL_ENROLMENT_GATEWAY": GATEWAY},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith(
+        "icos-fl-server: ICOS_FL_ENROLMENT_AUTHORITY: certs/ca.pem: cannot be read: No such file"
+    )
+    assert not [*tmp_path.iterdir()]

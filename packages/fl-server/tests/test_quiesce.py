@@ -90,6 +90,14 @@ def test_without_a_run_there_is_nothing_to_wait_for(run, make_node):
     assert quiesce(run.folder, 0.0) == []
 
 
+@pytest.mark.parametrize("folder", ["nowhere", "empty", "file"])
+def test_a_folder_without_a_run_is_refused(tmp_path, folder):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").touch()
+    with pytest.raises(ServerError, match=f"{folder}: no run was ever in it"):
+        quiesce(tmp_path / folder, 0.0)
+
+
 def test_a_round_that_takes_longer_than_one_waits_is_told(run):
     with Request(run.folder).awaited(), pytest.raises(ServerError, match=r"within 0\.1 s"):
         quiesce(run.folder, 0.1)

@@ -53,10 +53,17 @@ class Request:
 def quiesce(folder: Path, timeout_seconds: float) -> list[str]:
     """Have what runs in *folder*, or in folders in it, end with the round in hand, and wait for it.
 
-    Returns a line a run, none if nothing runs. Raises ServerError after *timeout_seconds*.
+    Returns a line a run, none if nothing runs. Raises ServerError after *timeout_seconds*, and
+    where no run ever was: that is not the folder.
     """
     deadline = time.monotonic() + timeout_seconds
-    locks = [lock for lock in [folder / _LOCK, *folder.glob(f"*/{_LOCK}")] if _is_held(lock)]
+    found = [lock for lock in [folder / _LOCK, *folder.glob(f"*/{_LOCK}")] if lock.exists()]
+    if not found:
+        raise ServerError(
+            f"{folder}: no run was ever in it, nor in a folder of it; give the run's result-dir, "
+            "as its ServerApp sees it"
+        )
+    locks = [lock for lock in found if _is_held(lock)]
     for lock in locks:
         lock.write_bytes(b"quiesce\n")
     for lock in locks:

@@ -22,8 +22,9 @@ def invite(settings: EnrolmentSettings, name: str, hours: float) -> None:
         raise ServerError("ICOS_FL_ENROLMENT_GATEWAY: host:port of the gateway is needed")
     if not 0 < hours <= 24 * 365:
         raise ServerError(f"--hours {hours:g}: above 0 and at most 8,760 are possible")
+    superlink = _superlink(settings)
     authority = ssl.PEM_cert_to_DER_cert(settings.authority.read_text())
-    if any(node.name == name and node.state != REMOVED for node in _superlink(settings).nodes()):
+    if any(node.name == name and node.state != REMOVED for node in superlink.nodes()):
         raise ServerError(
             f"a node is registered as {name}; to have another take its place, first "
             f"'icos-fl node remove {name}'"
@@ -86,6 +87,13 @@ def remove(settings: EnrolmentSettings, name: str) -> None:
 
 
 def _superlink(settings: EnrolmentSettings) -> SuperLink:
+    try:
+        settings.authority.read_bytes()
+    except OSError as error:
+        raise ServerError(
+            f"ICOS_FL_ENROLMENT_AUTHORITY: {settings.authority}: cannot be read: {error.strerror}; "
+            "run it where the enrolment service runs, or give its settings"
+        ) from None
     return SuperLink(settings.superlink, settings.authority)
 
 
