@@ -47,7 +47,8 @@ def test_a_port_that_is_taken_is_one_line():
         with command(LISTEN_ADDRESS=address) as process:
             _, errors = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert errors.splitlines()[-1].startswith(f"cannot listen on {address}: the port is taken")
+    said = f"icos-fl-processor: cannot listen on {address}: the port is taken"
+    assert errors.splitlines()[-1].startswith(said)
     assert "Traceback" not in errors
 
 

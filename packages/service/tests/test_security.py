@@ -132,7 +132,7 @@ def test_other_machines_need_tls_and_authentication_or_a_word(monkeypatch, addre
     with pytest.raises(SettingsError) as caught:
         loaded(monkeypatch, LISTEN_ADDRESS=address, **given)
     assert str(caught.value) == (
-        f"A_SERVICE_*: Value error, other machines reach {address}: give TLS__CERTIFICATE, "
+        f"A_SERVICE_*: other machines reach {address}: give TLS__CERTIFICATE, "
         "TLS__KEY, and TOKENS or TLS__CLIENT_CA, or say INSECURE=true"
     )
     assert loaded(monkeypatch, INSECURE="true").insecure

@@ -38,7 +38,7 @@ def main() -> None:
             "icos-fl-processor", settings.metrics_address, settings.metrics_otlp_endpoint
         )
     except (ListenError, MetricsAddressError, ExpectationsError, SecurityError) as error:
-        print(error, file=sys.stderr)
+        print(f"icos-fl-processor: {error}", file=sys.stderr)
         raise SystemExit(2 if isinstance(error, ExpectationsError) else 1) from None
     server.start()
     log = structlog.get_logger()

@@ -55,7 +55,7 @@ def load(settings_class: type[S]) -> S:
             variable = prefix + delimiter.join(str(part) for part in item["loc"]).upper()
             # What no single variable is to blame for would be told with all of them.
             told = f"{variable}={item['input']!r}" if item["loc"] else f"{prefix}*"
-            problems.append(f"{told}: {item['msg']}")
+            problems.append(f"{told}: {item['msg'].removeprefix('Value error, ')}")
         settings = None
     if problems or settings is None:
         raise SettingsError("\n".join(problems))
