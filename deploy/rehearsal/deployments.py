@@ -1,5 +1,6 @@
 """A controller and nodes: compose projects in folders of their own, as operators have them."""
 
+import contextlib
 import json
 import os
 import signal
@@ -228,7 +229,15 @@ class Node(Deployment):
 
     def window(self, name: str = "") -> dict[int, dict[str, float]]:
         """Values by column, by time in seconds, that the store holds."""
-        text = self.exec("backend", "icos-fl-store", "window", name or self.name, "--csv")
+        command = ("icos-fl-store", "window", name or self.name, "--csv")
+
+        def read() -> str | None:
+            # It waits 10 s for an answer, which is little where two nodes share a machine.
+            with contextlib.suppress(Fault):
+                return self.exec("backend", *command)
+            return None
+
+        text = wait_for(" ".join(command), read)
         head, *lines = (line.split(",") for line in text.splitlines())
         return {
             round(float(cells[0])): {
