@@ -1,12 +1,14 @@
 """What tests of every service need."""
 
 import contextlib
+import os
 import secrets
 import socket
 
 # Below the ports that Linux gives to outgoing connections (from 32,768 on), and beside those that
-# the launcher takes (from 20,000 on).
-_PORTS = range(10_000, 20_000)
+# the launcher takes (from 20,000 on). Tests that run side by side have ports of their own.
+_FIRST = 10_000 + 2_500 * (int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 4)
+_PORTS = range(_FIRST, _FIRST + 2_500)
 _given: set[int] = set()
 
 
