@@ -59,6 +59,7 @@ def test_tool_finds_nothing(command: tuple[str, ...]):
         ("icos_fl_timeseries_store", "import icos_fl_processor", "Layers"),
         ("icos_fl_service", "import icos_fl_timeseries_store", "Layers"),
         ("icos_fl_local", "import icos_fl_client", "The launcher starts services"),
+        ("icos_fl_client/forecasting", "import torch", "Forecasting is numpy alone"),
     ],
 )
 def test_planted_import_is_refused(tmp_path: Path, module: str, line: str, contract: str):

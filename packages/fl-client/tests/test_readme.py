@@ -20,8 +20,8 @@ def keys(part: str) -> list[str]:
     return re.findall(r"^\| `([^`]+)` \|", text, flags=re.MULTILINE)
 
 
-def test_the_readmes_example_runs():
-    (example,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+@pytest.mark.parametrize("example", re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL))
+def test_the_readmes_example_runs(example: str):
     exec(example, {"__name__": "example"})
 
 

@@ -1,0 +1,61 @@
+"""What a forecaster is, and the simple ones.
+
+Shapes: k forecasts, h steps ahead for which a forecast is asked.
+"""
+
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from icos_fl_client.forecasting.history import Array, History
+
+Steps = NDArray[np.int64]
+"""Steps ahead, (h,), each at least 1, rising."""
+
+MEAN_STEPS = 4
+MEDIAN_STEPS = (12, 40, 120)
+DRIFT_STEPS = 40
+
+
+class Forecaster(Protocol):
+    """Forecasts one metric from its history: a simple rule, a model, whatever one likes.
+
+    It is asked once a step, in order, with the history up to then.
+    """
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of its forecasts, k of them."""
+        ...
+
+    def forecast(self, history: History, steps_h: Steps) -> Array:
+        """Forecasts (k, h), in the metric's unit; rows of NaN where it has none."""
+        ...
+
+
+class Anchors:
+    """The last value, a mean and medians of the newest values, and a drift.
+
+    Where the run is shorter than one of them asks for, it is that of the run.
+    """
+
+    names = (
+        "last",
+        f"mean-{MEAN_STEPS}",
+        *(f"median-{steps}" for steps in MEDIAN_STEPS),
+        f"drift-{DRIFT_STEPS}",
+    )
+
+    def forecast(self, history: History, steps_h: Steps) -> Array:
+        """Forecasts (6, h)."""
+        newest_t = history.newest(max(MEDIAN_STEPS))
+        if not len(newest_t):
+            return np.full((len(self.names), len(steps_h)), np.nan)
+        last = newest_t[-1]
+        flat = [last, newest_t[-MEAN_STEPS:].mean()]
+        flat += [np.median(newest_t[-steps:]) for steps in MEDIAN_STEPS]
+        back = min(DRIFT_STEPS, len(newest_t) - 1)
+        drift_h = last + (last - newest_t[-1 - back]) / max(back, 1) * steps_h
+        flat_kh = np.repeat(np.array(flat)[:, None], len(steps_h), axis=1)
+        return np.concatenate([flat_kh, drift_h[None]])

@@ -1,0 +1,103 @@
+"""Mixes forecasts by each node's own finished errors, without a learning rate.
+
+Shapes: m mixers, k forecasts that are mixed, h steps ahead. Each step ahead has weights of its own.
+
+ML-Poly (Gaillard, Stoltz and van Erven, *A second-order bound with excess losses*, COLT 2014): the
+weight of a forecast is its regret, where positive, divided by the sum of its squares. How much is
+forgotten, and whether a mixer competes with the best forecast or with the best mixture of them,
+decides how quick and how bold it is. No choice is best on all nodes, so there are several mixers,
+and one more, by the same rule, mixes them with repeating the last value.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from icos_fl_client.forecasting.history import Array
+
+DISCOUNTS = (0.98, 0.998, 0.98, 0.995)
+BOLD = (True, True, False, False)
+"""Whether a mixer's regret is that of a small step towards a forecast: then it competes with every
+convex mixture, and else with every single forecast."""
+TOP_DISCOUNT = 0.995
+LAST_PRIOR = 1 / 2
+"""Of the last value among the forecasts, before there is a regret."""
+TOP_LAST_PRIOR = 1 / 3
+_SMALLEST = 1e-300
+
+
+class PolynomialWeights:
+    """The weights (m, k, h) of k alternatives, by their regrets."""
+
+    def __init__(self, prior_k: Sequence[float], discounts_m: Sequence[float], steps: int) -> None:
+        self._prior_k1 = np.array(prior_k)[:, None]
+        self._discount_m11 = np.array(discounts_m)[:, None, None]
+        self.regret_mkh = np.zeros((len(discounts_m), len(prior_k), steps))
+        self.square_mkh = np.zeros_like(self.regret_mkh)
+
+    def learn(self, regret_mkh: Array) -> None:
+        """Take how much less each alternative lost than what was said, NaN where it said nothing.
+
+        A mixer and step for which all are NaN forgets nothing.
+        """
+        known_mkh = np.isfinite(regret_mkh)
+        given_mkh = np.where(known_mkh, regret_mkh, 0.0)
+        kept_mkh = np.where(known_mkh.any(axis=1, keepdims=True), self._discount_m11, 1.0)
+        self.regret_mkh = kept_mkh * self.regret_mkh + given_mkh
+        self.square_mkh = kept_mkh * self.square_mkh + given_mkh**2
+
+    def weights(self, there_kh: NDArray[np.bool_]) -> Array:
+        """They sum to 1 over the alternatives that are there, of which there must be one."""
+        prior_kh = np.where(there_kh, self._prior_k1, 0.0)
+        rate_mkh = prior_kh / np.maximum(self.square_mkh, _SMALLEST)
+        weight_mkh = rate_mkh * np.maximum(self.regret_mkh, 0.0)
+        sum_m1h = weight_mkh.sum(axis=1, keepdims=True)
+        learned_m1h = sum_m1h > 0
+        weight_mkh = np.where(learned_m1h, weight_mkh, prior_kh)
+        return np.asarray(weight_mkh / np.where(learned_m1h, sum_m1h, prior_kh.sum(axis=0)))
+
+
+class Mixture:
+    """Mixes k forecasts, the first of which repeats the last value."""
+
+    def __init__(self, forecasts: int, steps: int) -> None:
+        others, mixers = forecasts - 1, len(DISCOUNTS)
+        prior_k = [LAST_PRIOR, *[(1 - LAST_PRIOR) / others] * others]
+        self.mixers = PolynomialWeights(prior_k, DISCOUNTS, steps)
+        prior_k = [TOP_LAST_PRIOR, *[(1 - TOP_LAST_PRIOR) / mixers] * mixers]
+        self.top = PolynomialWeights(prior_k, [TOP_DISCOUNT], steps)
+        self._bold_m11 = np.array(BOLD)[:, None, None]
+
+    def mix(self, forecast_kh: Array) -> tuple[Array, Array]:
+        """What each mixer says (m, h), and the mixture of them (h,).
+
+        NaN forecasts take no part; the first must be there.
+        """
+        there_kh = np.isfinite(forecast_kh)
+        given_kh = np.where(there_kh, forecast_kh, 0.0)
+        mixed_mh = (self.mixers.weights(there_kh) * given_kh).sum(axis=1)
+        finalist_kh = np.concatenate([given_kh[:1], mixed_mh])
+        return mixed_mh, (self._top_kh() * finalist_kh).sum(axis=0)
+
+    def learn(self, forecast_kh: Array, mixed_mh: Array, mixture_h: Array, actual_h: Array) -> None:
+        """Take what came of forecasts that were made at different times, one for each step ahead.
+
+        NaN where none was made, or nothing came.
+        """
+        error_m1h = (mixed_mh - actual_h)[:, None]
+        towards_mkh = np.sign(error_m1h) * (mixed_mh[:, None] - forecast_kh)
+        itself_mkh = np.abs(error_m1h) - np.abs(forecast_kh - actual_h)
+        self.mixers.learn(np.where(self._bold_m11, towards_mkh, itself_mkh))
+        finalist_kh = np.concatenate([forecast_kh[:1], mixed_mh])
+        self.top.learn((np.sign(mixture_h - actual_h) * (mixture_h - finalist_kh))[None])
+
+    def shares(self, there_kh: NDArray[np.bool_]) -> Array:
+        """The share (k, h) of each forecast in the mixture; they sum to 1."""
+        top_kh = self._top_kh()
+        share_kh = np.einsum("mh,mkh->kh", top_kh[1:], self.mixers.weights(there_kh))
+        share_kh[0] += top_kh[0]
+        return np.asarray(share_kh)
+
+    def _top_kh(self) -> Array:
+        return np.asarray(self.top.weights(np.ones(self.top.regret_mkh.shape[1:], np.bool_))[0])

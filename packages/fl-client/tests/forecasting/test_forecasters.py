@@ -1,0 +1,86 @@
+import numpy as np
+from icos_fl_client.forecasting.forecasters import Anchors
+from icos_fl_client.forecasting.history import History
+from icos_fl_client.forecasting.memory import Memory
+
+STEPS = np.array([1, 3])
+
+
+def history_of(values) -> History:
+    history = History()
+    for value in values:
+        history.append(value)
+    return history
+
+
+def test_anchors_are_those_computed_by_hand():
+    # 1, 2, ..., 13: the mean of 10 to 13 is 11.5, the median of 2 to 13 is 7.5, that of all 7.
+    forecast_kh = Anchors().forecast(history_of(range(1, 14)), STEPS)
+
+    assert forecast_kh.tolist() == [
+        [13.0, 13.0],
+        [11.5, 11.5],
+        [7.5, 7.5],
+        [7.0, 7.0],
+        [7.0, 7.0],
+        [14.0, 16.0],
+    ]
+
+
+def test_anchors_of_a_single_value_all_repeat_it():
+    assert {5.0} == set(Anchors().forecast(history_of([5.0]), STEPS).flat)
+
+
+def test_anchors_have_nothing_to_say_where_a_run_is_over():
+    assert np.isnan(Anchors().forecast(history_of([]), STEPS)).all()
+
+
+def test_memory_finds_what_followed_each_time_before():
+    period = [10.0, 10.0, 40.0, 20.0, 30.0, 10.0, 50.0]
+    forecast_kh = Memory().forecast(history_of(period * 40), STEPS)
+
+    assert [[period[0], period[2]]] * 4 == forecast_kh.round(9).tolist()
+
+
+def test_memory_by_shape_knows_a_pattern_at_another_level_and_size():
+    period = np.array([10.0, 10.0, 40.0, 20.0, 30.0, 10.0, 50.0])
+    history = history_of([*np.tile(period, 40), *np.tile(1000 + 3 * period, 5)])
+
+    assert Memory().forecast(history, STEPS)[0].round(9).tolist() == [1030.0, 1120.0]
+
+
+def test_memory_by_level_tells_levels_apart():
+    # At 100 it always goes on to 0, at 200 to 300; seen from the last value both are the same.
+    low, high = [*[100.0] * 20, *[0.0] * 20], [*[200.0] * 20, *[300.0] * 20]
+    forecast_kh = Memory().forecast(history_of([*low, *high] * 20 + [*low[:20]]), STEPS)
+
+    assert forecast_kh[Memory.names.index("memory-level-32"), 0] == 0.0
+
+
+def test_memory_is_silent_before_enough_windows_are_finished():
+    # Windows of 16 steps that end at steps 15 to n - 4, since 3 steps must have followed; the
+    # level's 15 nearest are looked for among 30.
+    level = Memory.names.index("memory-level-16")
+
+    assert np.isnan(Memory().forecast(history_of(np.arange(47.0)), STEPS)).all()
+    assert np.isfinite(Memory().forecast(history_of(np.arange(48.0)), STEPS)[level]).all()
+
+
+def test_memory_does_not_look_across_a_gap():
+    runs = [[*np.arange(20.0), *[np.nan] * 5] for _ in range(10)]
+    flat = [value for run in runs for value in run]
+
+    # Each run of 20 has 2 windows of 16 steps that 3 more follow: 20 of the 30 that are needed.
+    assert np.isnan(Memory().forecast(history_of([*flat, *np.arange(20.0)]), STEPS)).all()
+
+
+def test_memory_follows_a_long_history_as_if_it_had_seen_each_step():
+    values = np.random.default_rng(0).normal(size=9000).cumsum()
+    history, followed = History(), Memory()
+    for value in values:
+        history.append(value)
+        if history.count > 8900:
+            followed.forecast(history, STEPS)
+
+    expected = Memory().forecast(history, STEPS)
+    assert expected.tolist() == followed.forecast(history, STEPS).tolist()
