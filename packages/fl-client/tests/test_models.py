@@ -4,7 +4,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from icos_fl_client.models import AnchorLSTM, ModelError, anchors, build
+from icos_fl_client.forecasting.anchor_lstm import anchors
+from icos_fl_client.models import AnchorLSTM, ModelError, build
 from torch import nn
 
 SIZES = {"lookback": 12, "horizon": 3, "features": 1, "hidden_size": 4, "num_layers": 1}
@@ -71,7 +72,9 @@ def test_a_shift_of_the_window_shifts_the_forecast(values, shift):
 @given(st.lists(st.floats(-100, 100, width=32), min_size=12, max_size=12))
 def test_no_weights_leave_the_range_of_the_anchors(values):
     x = torch.tensor(values).view(1, 12, 1)
-    changes = torch.einsum("bl,hal->bha", x[:, :, 0] - x[:, -1:, 0], anchors(12, 3))
+    changes = torch.einsum(
+        "bl,hal->bha", x[:, :, 0] - x[:, -1:, 0], torch.tensor(anchors(12, 3)).float()
+    )
     bounds = x[:, -1:, 0] + changes.min(dim=-1).values, x[:, -1:, 0] + changes.max(dim=-1).values
 
     with torch.no_grad():
@@ -84,7 +87,9 @@ def test_no_weights_leave_the_range_of_the_anchors(values):
 def test_anchors_are_the_last_value_means_and_drifts():
     window = torch.tensor([0.0, 2.0, 4.0, 6.0])
 
-    changes_ha = torch.einsum("l,hal->ha", window - window[-1], anchors(lookback=4, horizon=2))
+    changes_ha = torch.einsum(
+        "l,hal->ha", window - window[-1], torch.tensor(anchors(lookback=4, horizon=2)).float()
+    )
 
     # last; means of 2 and of 4; drift of 2 a step; the same damped by 0.9 a step
     assert torch.allclose(torch.tensor([0.0, -1.0, -3.0, 2.0, 1.8]), changes_ha[0])

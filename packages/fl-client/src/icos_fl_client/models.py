@@ -11,12 +11,8 @@ from typing import Protocol, cast
 import torch
 from torch import Tensor, nn
 
-# A window that moves less than this (in standard deviations of the training part) counts as flat.
-SCALE_MIN = 1e-3
-TOKEN_MAX = 10.0
-MEAN_STEPS = (2, 4, 8, 16, 32)
-DRIFT_STEPS = (8,)
-DRIFT_DAMPING = 0.9
+from icos_fl_client.forecasting.anchor_lstm import SCALE_MIN, TOKEN_MAX, anchors
+
 DROPOUT = 0.2
 # Logit of repeating the last value before training, where the other anchors start at 0.
 LAST_VALUE_LOGIT = 4.0
@@ -101,7 +97,8 @@ class AnchorLSTM(nn.Module):
     convex, so a forecast cannot leave the range of the anchors: levels shift between sessions, and
     an unbounded output leaves its training range there. For the same reason the LSTM sees
     (x - last) / spread of the window and no absolute level. Untrained, it nearly repeats the last
-    value; on a flat window it does so exactly, whatever its weights.
+    value; on a flat window it does so exactly, whatever its weights. Without torch it is
+    icos_fl_client.forecasting.anchor_lstm.
     """
 
     anchors_hal: Tensor
@@ -112,7 +109,8 @@ class AnchorLSTM(nn.Module):
         super().__init__()
         self.horizon = horizon
         # Not part of the weights: nodes exchange what they learn, not constants.
-        self.register_buffer("anchors_hal", anchors(lookback, horizon), persistent=False)
+        anchors_hal = torch.tensor(anchors(lookback, horizon), dtype=torch.float32)
+        self.register_buffer("anchors_hal", anchors_hal, persistent=False)
         self.lstm = nn.LSTM(features, hidden_size, num_layers, batch_first=True)
         self.dropout = nn.Dropout(DROPOUT)
         count = self.anchors_hal.shape[1]
@@ -133,27 +131,3 @@ class AnchorLSTM(nn.Module):
         anchors_bha = torch.einsum("bl,hal->bha", centred_blf[:, :, 0], self.anchors_hal)
         change_bh = (logits_bha.softmax(dim=-1) * anchors_bha).sum(dim=-1)
         return cast(Tensor, last_b1f[:, :, 0] + change_bh)
-
-
-def anchors(lookback: int, horizon: int) -> Tensor:
-    """Simple forecasts as weights (h, a, l) of the window's values minus the last one.
-
-    The first is the last value (all weights 0).
-    """
-    means = sorted({*(k for k in MEAN_STEPS if k < lookback), lookback})
-    rows_al = [torch.zeros(lookback), *(_mean(lookback, steps) for steps in means)]
-    anchors_hal = torch.stack(rows_al).repeat(horizon, 1, 1)
-    ahead_h = torch.arange(1, horizon + 1, dtype=torch.float32)
-    damped_h = DRIFT_DAMPING * (1 - DRIFT_DAMPING**ahead_h) / (1 - DRIFT_DAMPING)
-    drifts_hal = []
-    for steps in sorted({min(k, lookback - 1) for k in DRIFT_STEPS} - {0}):
-        slope_l = torch.zeros(lookback)
-        slope_l[-1 - steps] = -1 / steps
-        drifts_hal += [ahead_h[:, None] * slope_l, damped_h[:, None] * slope_l]
-    return torch.cat([anchors_hal, *(d[:, None] for d in drifts_hal)], dim=1)
-
-
-def _mean(lookback: int, steps: int) -> Tensor:
-    row_l = torch.zeros(lookback)
-    row_l[-steps:] = 1 / steps
-    return row_l

@@ -26,7 +26,9 @@ def run(values, combination: Combination | None = None) -> list[Forecast | None]
 
 def table(forecasts: list[Forecast | None]) -> np.ndarray:
     """(t, 5, h), NaN where there is no forecast."""
-    rows = [np.stack(list(vars(f).values())) if f else np.full((5, 2), np.nan) for f in forecasts]
+    rows = [
+        np.stack(list(vars(f).values())[:5]) if f else np.full((5, 2), np.nan) for f in forecasts
+    ]
     return np.stack(rows)
 
 
@@ -59,6 +61,13 @@ def test_intervals_are_nested_and_inside_the_limits(values):
         assert all((a <= b)[known].all() for a, b in itertools.pairwise(ladder))
         assert not (np.minimum(forecast.yhat_h, ladder[0]) < 0).any()
         assert not (np.maximum(forecast.yhat_h, ladder[-1]) > 100).any()
+
+
+def test_value_beyond_the_limits_is_believed():
+    combination = Combination(STEPS, lower=0.0, upper=100.0)
+
+    assert run([102.0, 101.0], combination)[-1].yhat_h.max() > 100
+    assert run([-1.0], combination)[-1].yhat_h.min() < 0
 
 
 def test_unit_of_the_metric_does_not_matter():
