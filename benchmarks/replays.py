@@ -1,0 +1,226 @@
+"""Recorded machines replayed into the combination that a node runs, and what it was worth.
+
+Shapes: t steps, k forecasts, h steps ahead, q quantiles. Forecasts are scored that start after the
+first CHOSEN_ON of a node's rows, since settings were chosen on those.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from icos_fl_client.forecasting import Anchors, Combination
+from icos_fl_client.forecasting.history import GAP_STEPS_MAX
+from icos_fl_local import traces
+from icos_fl_processor.errors import StepTooShort
+from icos_fl_processor.windows import Steps, resample
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+Figures = dict[str, Any]
+
+METRICS = ("power_w", "cpu_percent", "memory_available_mib", "memory_used_mib")
+CHOSEN_ON = 0.4
+SLICE, SLICE_STRIDE = 0.3, 0.05
+STEPS_MIN = 500
+LAST_ERRORS = 200
+LEVELS = (0.025, 0.10, 0.90, 0.975)
+
+
+@dataclass(frozen=True)
+class Task:
+    """A grid and a horizon, and what the ratios over 60 % must be at most."""
+
+    name: str
+    interval_s: int
+    steps: int
+    median_max: float
+    worst_max: float
+    memory_counts: bool
+    interval_s_min: float = 0.0
+    """Only for traces whose rows are at least so far apart."""
+
+    def counts(self, metric: str) -> bool:
+        """Whether the targets are about this metric."""
+        return self.memory_counts or not metric.startswith("memory")
+
+
+TASKS = (
+    Task("15 s grid, 5 min", 15, 20, 0.90, 1.05, memory_counts=False),
+    Task("15 s grid, 1 min", 15, 4, 0.95, 1.04, memory_counts=False),
+    Task("4 s grid, 1 min", 4, 15, 0.90, 1.03, memory_counts=True),
+    Task("300 s grid, 1 h", 300, 12, 0.75, 0.90, memory_counts=True, interval_s_min=60),
+)
+
+
+@dataclass(frozen=True)
+class Series:
+    """One metric of one node on a grid; NaN for a step without a value."""
+
+    node: str
+    metric: str
+    values_t: Array
+    time_s_t: Array
+    """NaN where there is no value."""
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        """As for the forecasts of ``icos-fl-client``."""
+        return 0.0, 100.0 if self.metric.endswith("_percent") else np.inf
+
+    @property
+    def row_share_t(self) -> Array:
+        """Which share of the rows has come at each step."""
+        rows_t = np.isfinite(self.values_t).cumsum()
+        return np.asarray(rows_t / rows_t[-1])
+
+
+@dataclass(frozen=True)
+class Replay:
+    """What was said at each step, (t, …, h), and what came, (t, h)."""
+
+    yhat_th: Array
+    quantile_tqh: Array
+    said_tkh: Array
+    actual_th: Array
+
+
+def load_series(all_traces: list[traces.Trace], task: Task) -> Iterator[Series]:
+    """The metrics of the traces that have enough of the task's steps."""
+    for trace in all_traces:
+        if trace.interval_seconds < task.interval_s_min:
+            continue
+        for metric in (name for name in METRICS if name in trace.columns):
+            values_t = trace.values_tf[:, [trace.columns.index(metric)]]
+            try:
+                steps = resample(trace.times_s * 10**9, values_t, task.interval_s * 10**9)
+            except StepTooShort:
+                continue
+            if len(steps) >= STEPS_MIN:
+                yield Series(trace.node, metric, *on_grid(steps))
+
+
+def on_grid(steps: Steps) -> tuple[Array, Array]:
+    """Values and times in seconds, NaN for a step that is not there.
+
+    A long gap is as long as it must be to end a run.
+    """
+    ahead_s = np.diff(steps.times_ns_s) // steps.interval_ns
+    place_s = np.concatenate([[0], np.clip(ahead_s, 1, GAP_STEPS_MAX + 2).cumsum()])
+    values_t, time_s_t = np.full((2, place_s[-1] + 1), np.nan)
+    values_t[place_s], time_s_t[place_s] = steps.values_sf[:, 0], steps.times_ns_s / 1e9
+    return values_t, time_s_t
+
+
+def replay(series: Series, steps: int) -> Replay:
+    lower, upper = series.limits
+    combination = Combination(range(1, steps + 1), lower=lower, upper=upper)
+    count = len(series.values_t)
+    yhat_th = np.full((count, steps), np.nan)
+    quantile_tqh = np.full((count, len(LEVELS), steps), np.nan)
+    said_tkh = np.full((count, len(combination.names), steps), np.nan)
+    for t, value in enumerate(series.values_t):
+        said = combination.update(value)
+        if said is not None:
+            yhat_th[t], said_tkh[t] = said.yhat_h, said.by_forecaster_kh
+            bounds = (said.lower_95_h, said.lower_80_h, said.upper_80_h, said.upper_95_h)
+            quantile_tqh[t] = bounds
+    return Replay(yhat_th, quantile_tqh, said_tkh, actuals(series.values_t, steps))
+
+
+def actuals(values_t: Array, steps: int) -> Array:
+    """What came (t, h); NaN where nothing did, and beyond a gap that ends a run."""
+    padded_t = np.concatenate([values_t, np.full(steps, np.nan)])
+    ended_t = np.zeros(len(padded_t), np.int64)
+    windows_tl = sliding_window_view(np.isnan(padded_t), GAP_STEPS_MAX + 1)
+    ended_t[GAP_STEPS_MAX:] = windows_tl.all(axis=1)
+    ends_t = ended_t.cumsum()
+    actual_th = sliding_window_view(padded_t, steps + 1)[:, 1:].copy()
+    crossed_th = sliding_window_view(ends_t, steps + 1)[:, 1:] > ends_t[: len(values_t), None]
+    actual_th[crossed_th] = np.nan
+    actual_th[np.isnan(values_t)] = np.nan
+    return actual_th
+
+
+def errors(series: Series, found: Replay, said_th: Array, steps: int) -> Figures:
+    """How far the first *steps* of a forecast were off, as ratios to repeating the last value."""
+    actual_th, share_t = found.actual_th[:, :steps], series.row_share_t
+    error_th = np.abs(said_th[:, :steps] - actual_th)
+    naive_th = np.abs(found.said_tkh[:, 0, :steps] - actual_th)
+    # A forecaster that is silent repeats the last value.
+    error_th = np.where(np.isnan(error_th), naive_th, error_th)
+
+    def ratio(part_t: Bools, ahead: slice = slice(None)) -> float:
+        return float(np.nansum(error_th[part_t, ahead]) / np.nansum(naive_th[part_t, ahead]))
+
+    starts = np.arange(CHOSEN_ON, 1 - SLICE + 1e-9, SLICE_STRIDE)
+    by_slice = {
+        f"{start:.2f}": ratio((share_t > start) & (share_t <= start + SLICE)) for start in starts
+    }
+    return {
+        "ratio": ratio(share_t > CHOSEN_ON),
+        "ratio_of_the_last_step": ratio(share_t > CHOSEN_ON, slice(-1, None)),
+        "ratio_by_slice": by_slice,
+        "ratio_of_the_worst_slice": max(by_slice.values()),
+    }
+
+
+def score(series: Series, found: Replay, steps: int) -> Figures:
+    """All figures of the first *steps* of a replay."""
+    scored_t = series.row_share_t > CHOSEN_ON
+    simple = {
+        name: errors(series, found, found.said_tkh[:, place], steps)["ratio"]
+        for place, name in enumerate(Anchors.names)
+    }
+    best = min(simple, key=lambda name: simple[name])
+    return {
+        "node": series.node,
+        "metric": series.metric,
+        "origins": int(np.isfinite(found.actual_th[scored_t, :steps]).any(axis=1).sum()),
+        **errors(series, found, found.yhat_th, steps),
+        "best_simple": best,
+        "best_simple_ratio": simple[best],
+        **interval_figures(found.quantile_tqh[scored_t, :, :steps], found, scored_t, steps),
+    }
+
+
+def interval_figures(quantile_tqh: Array, found: Replay, scored_t: Bools, steps: int) -> Figures:
+    actual_th = found.actual_th[:, :steps]
+    last_tqh = last_value_intervals(found.said_tkh[:, 0, :steps], actual_th)[scored_t]
+    actual_th = actual_th[scored_t]
+    known_th = np.isfinite(actual_th + quantile_tqh[:, 0] + last_tqh[:, 0])
+    figures = {}
+    for percent, low, high in ((80, 1, 2), (95, 0, 3)):
+        inside_th = (quantile_tqh[:, low] <= actual_th) & (actual_th <= quantile_tqh[:, high])
+        ours, last = (
+            winkler(actual_th, each[:, low], each[:, high], 1 - percent / 100)[known_th].mean()
+            for each in (quantile_tqh, last_tqh)
+        )
+        figures[f"coverage_{percent}"] = float(inside_th[known_th].mean())
+        figures[f"winkler_ratio_{percent}"] = float(ours / last)
+    return figures
+
+
+def last_value_intervals(last_th: Array, actual_th: Array) -> Array:
+    """Quantiles (t, q, h) of the newest LAST_ERRORS finished errors, around the last value."""
+    quantile_tqh = np.full((len(last_th), len(LEVELS), last_th.shape[1]), np.nan)
+    for h, error_t in enumerate((actual_th - last_th).T):
+        begun_n = np.flatnonzero(np.isfinite(error_t))
+        known_t = np.searchsorted(begun_n + h + 1, np.arange(len(error_t)), side="right")
+        if len(begun_n) <= LAST_ERRORS:
+            continue
+        windows = sliding_window_view(error_t[begun_n], LAST_ERRORS)
+        of_windows_wq = np.quantile(windows, LEVELS, axis=1).T
+        enough = np.flatnonzero(known_t >= LAST_ERRORS)
+        quantile_tqh[enough, :, h] = (
+            last_th[enough, h, None] + of_windows_wq[known_t[enough] - LAST_ERRORS]
+        )
+    return quantile_tqh
+
+
+def winkler(actual: Array, low: Array, high: Array, alpha: float) -> Array:
+    """Winkler (1972): the width, and 2 / alpha times what an interval was missed by."""
+    missed = np.maximum(low - actual, 0) + np.maximum(actual - high, 0)
+    return np.asarray(high - low + 2 / alpha * missed)
