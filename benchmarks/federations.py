@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from icos_fl_client.forecasting import History
 from icos_fl_client.forecasting.anchor_lstm import AnchorLSTM
-from icos_fl_client.forecasting.mixture import Mixture
+from icos_fl_client.forecasting.history import GAP_STEPS_MAX
+from icos_fl_client.forecasting.mixture import DISCOUNTS, Mixture
 from icos_fl_client.models import build
 from icos_fl_client.node import load_weights, weights_of
 from icos_fl_client.training import train
@@ -177,34 +178,28 @@ def said(series: Series, model: AnchorLSTM, steps: int) -> Array:
 
 
 def remixed(found: Replay, models_vth: Array) -> Array:
-    """The mixture (v, t, h) of a replay's forecasts and each of v models, all in one pass.
+    """The mixture (v, t, h) of a replay's forecasts and each of v models, as a combination's."""
+    return np.stack([_remixed(found, model_th) for model_th in models_vth])
 
-    Each step ahead has weights of its own, so that the models can be told apart as if they were
-    further steps.
-    """
-    variants, count, steps = models_vth.shape
-    mixture = Mixture(found.said_tkh.shape[1] + 1, variants * steps)
-    place_h = np.tile(np.arange(1, steps + 1), variants)
-    said_tkh = np.concatenate(
-        [
-            np.tile(found.said_tkh, variants),
-            models_vth.transpose(1, 0, 2).reshape(count, 1, variants * steps),
-        ],
-        axis=1,
-    )
-    actual_th = np.tile(found.actual_th, variants)
-    mixed_tmh = np.full((count, len(mixture.mixers.regret_mkh), variants * steps), np.nan)
-    mixture_th = np.full((count, variants * steps), np.nan)
-    every = np.arange(variants * steps)
+
+def _remixed(found: Replay, model_th: Array) -> Array:
+    said_tkh = np.concatenate([found.said_tkh, model_th[:, None]], axis=1)
+    count, forecasts, steps = said_tkh.shape
+    mixture, step_h, every = Mixture(forecasts, steps), np.arange(1, steps + 1), np.arange(steps)
+    mixed_tmh = np.full((count, len(DISCOUNTS), steps), np.nan)
+    mixture_th = np.full((count, steps), np.nan)
     for t in range(count):
-        made_h = np.maximum(t - place_h, 0)
-        actual_h = np.where(t >= place_h, actual_th[made_h, every], np.nan)
-        mixture.learn(
-            said_tkh[made_h, :, every].T,
-            mixed_tmh[made_h, :, every].T,
-            mixture_th[made_h, every],
-            actual_h,
-        )
+        made_h = np.maximum(t - step_h, 0)
+        actual_h = np.where(t >= step_h, found.actual_th[made_h, every], np.nan)
+        if np.isfinite(actual_h).any():
+            mixture.learn(
+                said_tkh[made_h, :, every].T,
+                mixed_tmh[made_h, :, every].T,
+                mixture_th[made_h, every],
+                actual_h,
+            )
         if np.isfinite(said_tkh[t, 0, 0]):
+            if t and np.isnan(found.said_tkh[max(0, t - GAP_STEPS_MAX - 1) : t, 0, 0]).all():
+                mixture.forget()
             mixed_tmh[t], mixture_th[t] = mixture.mix(said_tkh[t])
-    return mixture_th.reshape(count, variants, steps).transpose(1, 0, 2)
+    return mixture_th

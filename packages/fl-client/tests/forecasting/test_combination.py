@@ -82,7 +82,16 @@ def test_step_without_a_value_has_no_forecast():
 
 
 def test_there_is_a_forecast_from_the_first_value_on_and_it_repeats_it():
-    assert run([7.0])[0].yhat_h.tolist() == pytest.approx([7.0, 7.0], rel=1e-12)
+    assert run([7.0])[0].yhat_h.tolist() == [7.0, 7.0]
+
+
+def test_new_run_begins_with_the_weights_of_a_new_node():
+    combination = Combination(STEPS)
+    run([*walk(200), *[math.nan] * 5, 40.0], combination)
+
+    there_kh = np.ones((len(combination.names), 2), bool)
+    expected = Combination(STEPS).mixture.shares(there_kh)
+    assert combination.mixture.shares(there_kh).tolist() == expected.tolist()
 
 
 def test_nothing_is_judged_across_a_long_gap():
@@ -106,7 +115,7 @@ def test_skipping_is_quick_and_ends_the_run():
     combination.skip(10**9)
 
     assert combination.history.count < 100
-    assert combination.update(5.0).yhat_h.tolist() == pytest.approx([5.0, 5.0], rel=1e-12)
+    assert combination.update(5.0).yhat_h.tolist() == [5.0, 5.0]
 
 
 def test_restored_combination_goes_on_as_if_nothing_had_been(tmp_path):

@@ -75,3 +75,32 @@ def test_mixture_finds_the_forecast_that_is_right():
         mixture.learn(said_kh, mixed_mh, yhat_h, np.array([actual]))
 
     assert mixture.shares(np.ones((3, 1), bool))[1, 0] > 0.99
+
+
+def test_mixture_that_has_forgotten_is_a_new_one():
+    mixture, said_kh = Mixture(2, 1), np.array([[0.0], [1.0]])
+    mixture.learn(said_kh, np.zeros((4, 1)), np.zeros(1), np.ones(1))
+    mixture.forget()
+
+    there_kh = np.ones((2, 1), bool)
+    assert mixture.shares(there_kh).tolist() == Mixture(2, 1).shares(there_kh).tolist()
+
+
+def test_steps_share_the_judgement_of_the_mixers():
+    weights = PolynomialWeights([0.5, 0.5], [1.0], 2)
+    weights.learn(np.array([[[2.0, -6.0], [1.0, 1.0]]]))
+
+    # Together the first has lost 2 more on the mean, and the second 1 less.
+    assert weights.weights_together().tolist() == [[[0.0], [1.0]]]
+
+
+def test_nothing_is_learned_from_a_last_value_that_was_right():
+    mixture, said_kh = Mixture(3, 1), np.array([[0.1], [0.1], [0.7]])
+    mixture.mixers.learn(np.array([[[0.3], [0.1], [-0.2]]] * 4))
+    mixed_mh, mixture_h = mixture.mix(said_kh)
+    before = mixture.mixers.square_mkh[:2].tolist()
+    mixture.learn(said_kh, mixed_mh, mixture_h, np.array([0.1]))
+
+    assert mixture_h.tolist() == [0.1]
+    discount_m11 = np.array([0.98, 0.998])[:, None, None]
+    assert mixture.mixers.square_mkh[:2].tolist() == (discount_m11 * before).tolist()

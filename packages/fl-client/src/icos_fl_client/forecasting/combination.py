@@ -93,6 +93,8 @@ class Combination:
         self._pending[place] = np.nan
         if not math.isfinite(value):
             return None
+        if self.history.starts_t[-1] == self.history.count - 1:
+            self.mixture.forget()
         self._seen_2[:] = min(self._seen_2[0], value), max(self._seen_2[1], value)
         self._pending[place], forecast = self._forecast()
         return forecast

@@ -1,12 +1,13 @@
 """Mixes forecasts by each node's own finished errors, without a learning rate.
 
-Shapes: m mixers, k forecasts that are mixed, h steps ahead. Each step ahead has weights of its own.
+Shapes: m mixers, k forecasts that are mixed, h steps ahead.
 
 ML-Poly (Gaillard, Stoltz and van Erven, *A second-order bound with excess losses*, COLT 2014): the
 weight of a forecast is its regret, where positive, divided by the sum of its squares. How much is
 forgotten, and whether a mixer competes with the best forecast or with the best mixture of them,
 decides how quick and how bold it is. No choice is best on all nodes, so there are several mixers,
-and one more, by the same rule, mixes them with repeating the last value.
+and one more, by the same rule, mixes them with repeating the last value. Each step ahead has
+weights of its own but in the last one: that judges mixers by all steps together, with less noise.
 """
 
 from collections.abc import Sequence
@@ -24,6 +25,8 @@ TOP_DISCOUNT = 0.995
 LAST_PRIOR = 1 / 2
 """Of the last value among the forecasts, before there is a regret."""
 TOP_LAST_PRIOR = 1 / 3
+ROUNDING = 1e-9
+"""Differences up to this share of a value are none."""
 _SMALLEST = 1e-300
 
 
@@ -35,6 +38,11 @@ class PolynomialWeights:
         self._discount_m11 = np.array(discounts_m)[:, None, None]
         self.regret_mkh = np.zeros((len(discounts_m), len(prior_k), steps))
         self.square_mkh = np.zeros_like(self.regret_mkh)
+
+    def forget(self) -> None:
+        """Go back to the prior."""
+        self.regret_mkh[:] = 0.0
+        self.square_mkh[:] = 0.0
 
     def learn(self, regret_mkh: Array) -> None:
         """Take how much less each alternative lost than what was said, NaN where it said nothing.
@@ -49,9 +57,18 @@ class PolynomialWeights:
 
     def weights(self, there_kh: NDArray[np.bool_]) -> Array:
         """They sum to 1 over the alternatives that are there, of which there must be one."""
+        return self._weights(there_kh, self.regret_mkh, self.square_mkh)
+
+    def weights_together(self) -> Array:
+        """The same for all steps (m, k, 1), by the mean of their regrets, where all are there."""
+        regret_mk1, square_mk1 = (
+            each_mkh.mean(axis=2, keepdims=True) for each_mkh in (self.regret_mkh, self.square_mkh)
+        )
+        return self._weights(np.ones(self._prior_k1.shape, np.bool_), regret_mk1, square_mk1)
+
+    def _weights(self, there_kh: NDArray[np.bool_], regret_mkh: Array, square_mkh: Array) -> Array:
         prior_kh = np.where(there_kh, self._prior_k1, 0.0)
-        rate_mkh = prior_kh / np.maximum(self.square_mkh, _SMALLEST)
-        weight_mkh = rate_mkh * np.maximum(self.regret_mkh, 0.0)
+        weight_mkh = prior_kh / np.maximum(square_mkh, _SMALLEST) * np.maximum(regret_mkh, 0.0)
         sum_m1h = weight_mkh.sum(axis=1, keepdims=True)
         learned_m1h = sum_m1h > 0
         weight_mkh = np.where(learned_m1h, weight_mkh, prior_kh)
@@ -69,6 +86,11 @@ class Mixture:
         self.top = PolynomialWeights(prior_k, [TOP_DISCOUNT], steps)
         self._bold_m11 = np.array(BOLD)[:, None, None]
 
+    def forget(self) -> None:
+        """Begin anew, since the machine may be doing something else."""
+        self.mixers.forget()
+        self.top.forget()
+
     def mix(self, forecast_kh: Array) -> tuple[Array, Array]:
         """What each mixer says (m, h), and the mixture of them (h,).
 
@@ -76,28 +98,36 @@ class Mixture:
         """
         there_kh = np.isfinite(forecast_kh)
         given_kh = np.where(there_kh, forecast_kh, 0.0)
-        mixed_mh = (self.mixers.weights(there_kh) * given_kh).sum(axis=1)
+        last_h = given_kh[0]
+        mixed_mh = _snapped((self.mixers.weights(there_kh) * given_kh).sum(axis=1), last_h)
         finalist_kh = np.concatenate([given_kh[:1], mixed_mh])
-        return mixed_mh, (self._top_kh() * finalist_kh).sum(axis=0)
+        mixture_h = (self.top.weights_together()[0] * finalist_kh).sum(axis=0)
+        return mixed_mh, _snapped(mixture_h, last_h)
 
     def learn(self, forecast_kh: Array, mixed_mh: Array, mixture_h: Array, actual_h: Array) -> None:
         """Take what came of forecasts that were made at different times, one for each step ahead.
 
         NaN where none was made, or nothing came.
         """
-        error_m1h = (mixed_mh - actual_h)[:, None]
-        towards_mkh = np.sign(error_m1h) * (mixed_mh[:, None] - forecast_kh)
-        itself_mkh = np.abs(error_m1h) - np.abs(forecast_kh - actual_h)
+        towards_mkh = _side(mixed_mh, actual_h)[:, None] * (mixed_mh[:, None] - forecast_kh)
+        itself_mkh = np.abs(mixed_mh - actual_h)[:, None] - np.abs(forecast_kh - actual_h)
         self.mixers.learn(np.where(self._bold_m11, towards_mkh, itself_mkh))
         finalist_kh = np.concatenate([forecast_kh[:1], mixed_mh])
-        self.top.learn((np.sign(mixture_h - actual_h) * (mixture_h - finalist_kh))[None])
+        self.top.learn((_side(mixture_h, actual_h) * (mixture_h - finalist_kh))[None])
 
     def shares(self, there_kh: NDArray[np.bool_]) -> Array:
         """The share (k, h) of each forecast in the mixture; they sum to 1."""
-        top_kh = self._top_kh()
-        share_kh = np.einsum("mh,mkh->kh", top_kh[1:], self.mixers.weights(there_kh))
-        share_kh[0] += top_kh[0]
+        top_k1 = self.top.weights_together()[0]
+        share_kh = np.einsum("m,mkh->kh", top_k1[1:, 0], self.mixers.weights(there_kh))
+        share_kh[0] += top_k1[0]
         return np.asarray(share_kh)
 
-    def _top_kh(self) -> Array:
-        return np.asarray(self.top.weights(np.ones(self.top.regret_mkh.shape[1:], np.bool_))[0])
+
+def _snapped(mixed: Array, last_h: Array) -> Array:
+    """The last value itself where that differs by rounding alone."""
+    return np.where(np.abs(mixed - last_h) <= ROUNDING * np.abs(last_h), last_h, mixed)
+
+
+def _side(said: Array, actual_h: Array) -> Array:
+    """The sign of the error, 0 where it is rounding alone, which would count like any other."""
+    return np.sign(_snapped(said, actual_h) - actual_h)
