@@ -200,6 +200,6 @@ def _remixed(found: Replay, model_th: Array) -> Array:
             )
         if np.isfinite(said_tkh[t, 0, 0]):
             if t and np.isnan(found.said_tkh[max(0, t - GAP_STEPS_MAX - 1) : t, 0, 0]).all():
-                mixture.forget()
+                mixture.begin_run()
             mixed_tmh[t], mixture_th[t] = mixture.mix(said_tkh[t])
     return mixture_th

@@ -85,13 +85,13 @@ def test_there_is_a_forecast_from_the_first_value_on_and_it_repeats_it():
     assert run([7.0])[0].yhat_h.tolist() == [7.0, 7.0]
 
 
-def test_new_run_begins_with_the_weights_of_a_new_node():
+def test_quick_mixers_begin_a_new_run_anew():
     combination = Combination(STEPS)
-    run([*walk(200), *[math.nan] * 5, 40.0], combination)
+    run([*walk(200), *[math.nan] * 5], combination)
+    assert combination.mixture.mixers.square_mkh[0].any()
 
-    there_kh = np.ones((len(combination.names), 2), bool)
-    expected = Combination(STEPS).mixture.shares(there_kh)
-    assert combination.mixture.shares(there_kh).tolist() == expected.tolist()
+    run([40.0], combination)
+    assert not combination.mixture.mixers.square_mkh[0].any()
 
 
 def test_nothing_is_judged_across_a_long_gap():

@@ -57,7 +57,7 @@ def test_shares_sum_to_one_and_the_mixture_is_inside_the_forecasts(said_tkh, sle
     said_kh = np.where(there_kh, said_tkh[0], np.nan)
     _, yhat_h = mixture.mix(said_kh)
     share_kh = mixture.shares(there_kh)
-    slack = 1e-9 * np.abs(said_tkh[0]).max()
+    slack = 1e-9 * np.abs(said_tkh[0]).max() + 1e-300  # halves of the smallest floats are none
     assert np.allclose(1.0, share_kh.sum(axis=0))
     assert (share_kh >= 0).all()
     assert (share_kh[sleeping] == 0).all()
@@ -77,13 +77,24 @@ def test_mixture_finds_the_forecast_that_is_right():
     assert mixture.shares(np.ones((3, 1), bool))[1, 0] > 0.99
 
 
-def test_mixture_that_has_forgotten_is_a_new_one():
-    mixture, said_kh = Mixture(2, 1), np.array([[0.0], [1.0]])
-    mixture.learn(said_kh, np.zeros((4, 1)), np.zeros(1), np.ones(1))
-    mixture.forget()
+def test_what_is_half_forgotten_weighs_the_same_and_moves_quicker():
+    weights = PolynomialWeights([0.5, 0.5], [1.0], 1)
+    weights.learn(np.array([[[2.0], [1.0]]]))
+    weights.forget([0.5])
+    assert weights.weights(ALL).tolist() == [[[1 / 3], [2 / 3]]]
 
-    there_kh = np.ones((2, 1), bool)
-    assert mixture.shares(there_kh).tolist() == Mixture(2, 1).shares(there_kh).tolist()
+    weights.learn(np.array([[[0.0], [0.5]]]))
+    # Regrets 1 and 1, squares 2 and 0.5 + 0.25.
+    assert np.allclose(weights.weights(ALL), [[[3 / 11], [8 / 11]]], rtol=1e-12)
+
+
+def test_quick_mixers_begin_a_run_anew_and_slow_ones_go_on():
+    mixture, there_kh = Mixture(2, 1), np.ones((2, 1), bool)
+    mixture.learn(np.array([[0.0], [1.0]]), np.zeros((4, 1)), np.zeros(1), np.ones(1))
+    mixture.begin_run()
+
+    # What repeats the last value has lost, so a mixer that knows it gives it no weight.
+    assert mixture.mixers.weights(there_kh)[:, 0, 0].tolist() == [0.5, 0.0, 0.5, 0.0]
 
 
 def test_steps_share_the_judgement_of_the_mixers():

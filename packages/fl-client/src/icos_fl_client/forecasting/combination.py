@@ -94,7 +94,7 @@ class Combination:
         if not math.isfinite(value):
             return None
         if self.history.starts_t[-1] == self.history.count - 1:
-            self.mixture.forget()
+            self.mixture.begin_run()
         self._seen_2[:] = min(self._seen_2[0], value), max(self._seen_2[1], value)
         self._pending[place], forecast = self._forecast()
         return forecast

@@ -21,7 +21,10 @@ DISCOUNTS = (0.98, 0.998, 0.98, 0.995)
 BOLD = (True, True, False, False)
 """Whether a mixer's regret is that of a small step towards a forecast: then it competes with every
 convex mixture, and else with every single forecast."""
+KEPT = (0.0, 1.0, 0.0, 1.0)
+"""Of what a mixer has learned, when a new run begins."""
 TOP_DISCOUNT = 0.995
+TOP_KEPT = 0.1
 LAST_PRIOR = 1 / 2
 """Of the last value among the forecasts, before there is a regret."""
 TOP_LAST_PRIOR = 1 / 3
@@ -39,10 +42,11 @@ class PolynomialWeights:
         self.regret_mkh = np.zeros((len(discounts_m), len(prior_k), steps))
         self.square_mkh = np.zeros_like(self.regret_mkh)
 
-    def forget(self) -> None:
-        """Go back to the prior."""
-        self.regret_mkh[:] = 0.0
-        self.square_mkh[:] = 0.0
+    def forget(self, kept_m: Sequence[float]) -> None:
+        """Keep this share of what was learned: weights stay, and move quicker; 0 is the prior."""
+        kept_m11 = np.array(kept_m)[:, None, None]
+        self.regret_mkh = kept_m11 * self.regret_mkh
+        self.square_mkh = kept_m11 * self.square_mkh
 
     def learn(self, regret_mkh: Array) -> None:
         """Take how much less each alternative lost than what was said, NaN where it said nothing.
@@ -86,10 +90,10 @@ class Mixture:
         self.top = PolynomialWeights(prior_k, [TOP_DISCOUNT], steps)
         self._bold_m11 = np.array(BOLD)[:, None, None]
 
-    def forget(self) -> None:
-        """Begin anew, since the machine may be doing something else."""
-        self.mixers.forget()
-        self.top.forget()
+    def begin_run(self) -> None:
+        """The machine may be doing something else now: the quick mixers begin anew."""
+        self.mixers.forget(KEPT)
+        self.top.forget([TOP_KEPT])
 
     def mix(self, forecast_kh: Array) -> tuple[Array, Array]:
         """What each mixer says (m, h), and the mixture of them (h,).
