@@ -57,7 +57,13 @@ def engine() -> str:
 
 
 @pytest.fixture(scope="module")
-def tags(engine: str) -> dict[str, str]:
+def revision() -> str:
+    """Of which the images are built."""
+    return run("git", "-C", str(ROOT), "rev-parse", "HEAD")
+
+
+@pytest.fixture(scope="module")
+def tags(engine: str, revision: str) -> dict[str, str]:
     """The tag of each image, all of them built, none over its budget."""
     done = subprocess.run([ROOT / "deploy/build-images"], stdout=subprocess.PIPE, text=True)
     print(done.stdout)
@@ -232,12 +238,12 @@ def test_it_runs_as_nobody_that_the_machine_knows(engine, tags, name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_its_labels_say_what_it_is(engine, tags, name):
+def test_its_labels_say_what_it_is(engine, tags, revision, name):
     text = run(engine, "image", "inspect", "--format", "{{json .Config.Labels}}", tags[name])
     labels = {key.rpartition(".")[2]: value for key, value in json.loads(text).items()}
     assert labels["title"] == f"icos-fl/{name}"
     assert labels["version"] == tags[name].split(":")[1]
-    assert labels["revision"] == run("git", "-C", str(ROOT), "rev-parse", "HEAD")
+    assert labels["revision"] == revision
     assert labels["licenses"] == "Apache-2.0"
     assert "source" in labels
 
