@@ -144,8 +144,16 @@ def _trained(runs: list[Run], steps: int, seed: int, start: Weights | None = Non
     if start is not None:
         load_weights(model, start)
         epochs = EPOCHS
-    options = {"batch_size": BATCH, "epochs": epochs, "learning_rate": LEARNING_RATE, "seed": seed}
-    train(model, runs, lookback=LOOKBACK, horizon=steps, **options)  # type: ignore[arg-type]
+    train(
+        model,
+        runs,
+        lookback=LOOKBACK,
+        horizon=steps,
+        batch_size=BATCH,
+        epochs=epochs,
+        learning_rate=LEARNING_RATE,
+        seed=seed,
+    )
     return weights_of(model)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from icos_fl_client.forecasting import Anchors, Combination
 from icos_fl_client.forecasting.history import GAP_STEPS_MAX
+from icos_fl_client.forecasting.intervals import LEVELS
 from icos_fl_local import traces
 from icos_fl_processor.errors import StepTooShort
 from icos_fl_processor.windows import Steps, resample
@@ -26,7 +27,6 @@ CHOSEN_ON = 0.4
 SLICE, SLICE_STRIDE = 0.3, 0.05
 STEPS_MIN = 500
 LAST_ERRORS = 200
-LEVELS = (0.025, 0.10, 0.90, 0.975)
 
 
 @dataclass(frozen=True)
