@@ -26,7 +26,7 @@ def text(gateway: str, name: str, secret: str, expires_unix_s: float, authority:
         "gateway": gateway,
         "name": name,
         "secret": secret,
-        "expires_unix_s": round(expires_unix_s),
+        "expires_unix_s": int(expires_unix_s),
         "authority": base64.b64encode(authority).decode(),
     }
     packed = json.dumps(facts, separators=(",", ":")).encode()
