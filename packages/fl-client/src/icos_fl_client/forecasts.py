@@ -115,7 +115,7 @@ def forecast(
     device: torch.device | str = "cpu",
 ) -> Forecast:
     """Forecast what follows *window_lf* (l, f), with intervals from *errors*."""
-    yhat_h = _predict(model, window_lf[None], device)[0]
+    yhat_h = predict(model, window_lf[None], device)[0]
     scale = _scale(_spread(window_lf[None, :, 0].astype(np.float64)), errors.usual_spread)
     return _intervals(yhat_h, _quantiles(errors.scaled_nh[None], len(yhat_h))[0] * scale)
 
@@ -232,9 +232,10 @@ def _newest(runs: Sequence[Run], length: int) -> list[Run]:
     return chosen
 
 
-def _predict(
-    model: nn.Module, windows_blf: NDArray[np.float32], device: torch.device | str
+def predict(
+    model: nn.Module, windows_blf: NDArray[np.float32], device: torch.device | str = "cpu"
 ) -> Array:
+    """What follows each of b windows, (b, h)."""
     model.to(device).eval()
     with torch.inference_mode():
         yhat_bh = model(torch.tensor(windows_blf, dtype=torch.float32, device=device))

@@ -20,12 +20,9 @@ from icos_fl_client.models import ModelError
 from icos_fl_client.node import build_model, load_weights
 from icos_fl_client.processor_client import ProcessorClient, Query
 from icos_fl_client.settings import RunConfig, parse
+from icos_fl_client.units import limits_of
 
 Answer = dict[str, Any]
-
-# Of what machines are measured in nothing is below 0, and a share is not above the whole.
-_LIMITS = dict.fromkeys(("W", "MiB", "By", "kBy/s", "V", "A"), (0.0, math.inf))
-_LIMITS["%"] = (0.0, 100.0)
 
 
 class Judge:
@@ -173,7 +170,7 @@ def _plot(example: forecasts.Example, sequences: Sequences) -> Answer:
 
 def _in_units(forecast: forecasts.Forecast, scale: Scale) -> dict[str, list[float | None]]:
     """In the metric's unit, and never outside what the unit can be."""
-    lowest, highest = _LIMITS.get(scale.unit, (-math.inf, math.inf))
+    lowest, highest = limits_of(scale.unit)
     series = {
         "yhat": forecast.yhat_h,
         "lower_80": forecast.lower_80_h,

@@ -1,0 +1,12 @@
+"""What the units of metrics allow."""
+
+import math
+
+# Of what machines are measured in nothing is below 0, and a share is not above the whole.
+_LIMITS = dict.fromkeys(("W", "MiB", "By", "kBy/s", "V", "A"), (0.0, math.inf))
+_LIMITS["%"] = (0.0, 100.0)
+
+
+def limits_of(unit: str) -> tuple[float, float]:
+    """The least and the most that a value can be."""
+    return _LIMITS.get(unit, (-math.inf, math.inf))
