@@ -13,7 +13,7 @@ from icos_fl_client.data import Latest
 from icos_fl_client.errors import ClientError
 from icos_fl_client.forecasting import History, Steps
 from icos_fl_client.forecasting.anchor_lstm import AnchorLSTM
-from icos_fl_client.forecasting.history import Array
+from icos_fl_client.forecasting.history import STEPS_MAX, Array
 from icos_fl_client.processor_client import ProcessorClient
 from icos_fl_client.serving.grid import DRIFT_SHARE_MAX
 from icos_fl_client.settings import RunConfig, parse
@@ -82,10 +82,9 @@ class FederatedModel:
             self._refuse(f"the model of round {self.version.round} fails: {error!r}")
             self._predictor = None
             return nothing_kh
-        known = bool(np.isfinite(said_kh).any())
-        self.why_not = (
-            "" if known else "the model's lookback is longer than what came without a gap"
-        )
+        self.why_not = ""
+        if not np.isfinite(said_kh).any():
+            self.why_not = self._why_silent(len(history.newest(STEPS_MAX)), int(steps_h[0]))
         return said_kh
 
     def _load(self, version: ModelVersion, history: History, row_distance_ns: int) -> Predictor:
@@ -104,6 +103,13 @@ class FederatedModel:
         if self.processor is None:
             raise ValueError(f"{run.model} needs PROCESSOR_ADDRESS, to be fed as in training")
         return _Module(self.node, self.metric, run, version.weights, self.processor)
+
+    def _why_silent(self, steps: int, first: int) -> str:
+        assert self.version is not None
+        needed, horizon = (self.version.config.get(name, 0) for name in ("time-step", "horizon"))
+        if steps < int(needed):
+            return f"the model needs {needed} steps without a gap, and {steps} are there"
+        return f"the model reaches {horizon} steps ahead, forecasts begin at {first}"
 
     def _refuse(self, reason: str) -> None:
         self.why_not = reason
@@ -144,8 +150,3 @@ class _Module:
 
 def _identity(version: ModelVersion) -> tuple[int, object]:
     return version.round, version.metadata.get("created-unix-s")
-
-
-def _too_short(version: ModelVersion | None, steps: int) -> str:
-    needed = version.config.get("time-step") if version else None
-    return f"the model needs {needed} steps without a gap, and {steps} are there"
