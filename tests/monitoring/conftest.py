@@ -19,6 +19,13 @@ from prometheus_client.parser import text_string_to_metric_families
 from ruamel.yaml import YAML
 
 FOLDER = Path(__file__).parents[2] / "deploy/monitoring"
+RULES = ("alerts.yml", "forecasts.yml")
+VARIABLES = {
+    "$__rate_interval": "1m",
+    "$node": ".*",
+    "$metric": "memory_usage",
+    "$horizon": "5m",
+}
 SUFFIXES = {"counter": ["_total"], "histogram": ["_bucket", "_count", "_sum"]}
 
 
@@ -144,9 +151,10 @@ def start_prometheus(
 
 @pytest.fixture(scope="session")
 def alerts() -> list[dict[str, Any]]:
-    """The rules of alerts.yml."""
-    document = YAML(typ="safe").load(FOLDER / "alerts.yml")
-    return [rule for group in document["groups"] for rule in group["rules"]]
+    """Those of alerts.yml and forecasts.yml."""
+    documents = [YAML(typ="safe").load(FOLDER / name) for name in RULES]
+    rules = [rule for each in documents for group in each["groups"] for rule in group["rules"]]
+    return [rule for rule in rules if "alert" in rule]
 
 
 @pytest.fixture(scope="session")
@@ -154,4 +162,6 @@ def expressions() -> list[str]:
     """Of the dashboard, with Grafana's variables filled in."""
     panels = json.loads((FOLDER / "dashboard.json").read_text())["panels"]
     found = [target["expr"] for panel in panels for target in panel.get("targets", [])]
-    return [e.replace("$__rate_interval", "1m").replace("$node", ".*") for e in found]
+    for variable, value in VARIABLES.items():
+        found = [expression.replace(variable, value) for expression in found]
+    return found

@@ -2,25 +2,28 @@
 
 from pathlib import Path
 
+import pytest
 from ruamel.yaml import YAML
 
 FOLDER = Path(__file__).parents[2] / "deploy/monitoring"
+TESTS = ("alerts_test.yml", "forecasts_test.yml")
 
 
 def test_promtool_takes_the_configuration_and_the_alerts(promtool):
     promtool("check", "config", "prometheus.yml")
 
 
-def test_the_alerts_pass_their_unit_tests(promtool):
-    promtool("test", "rules", "alerts_test.yml")
+@pytest.mark.parametrize("tests", TESTS)
+def test_rules_and_alerts_pass_their_unit_tests(promtool, tests):
+    promtool("test", "rules", tests)
 
 
 def test_every_alert_has_a_unit_test_that_sees_it_raised(alerts):
-    tests = YAML(typ="safe").load(FOLDER / "alerts_test.yml")["tests"]
     raised = {
         case["alertname"]
-        for test in tests
-        for case in test["alert_rule_test"]
+        for tests in TESTS
+        for test in YAML(typ="safe").load(FOLDER / tests)["tests"]
+        for case in test.get("alert_rule_test", ())
         if case.get("exp_alerts")
     }
     assert {alert["alert"] for alert in alerts} == raised

@@ -7,7 +7,8 @@ from ruamel.yaml import YAML
 
 from icos_fl_local.deployment import HOST, RUN, Deployment, supernode
 
-_ALERTS = Path(__file__).parents[3] / "monitoring/alerts.yml"
+_FOLDER = Path(__file__).parents[3] / "monitoring"
+_RULES = [_FOLDER / "alerts.yml", _FOLDER / "forecasts.yml"]
 # As deploy/monitoring's example names them, which alerts and dashboard go by.
 _SERVICE = {"backend": "store", "bridge": "otlp-bridge"}
 
@@ -27,7 +28,7 @@ def write(deployment: Deployment, source: str) -> None:
         jobs[job].append({"targets": [f"{HOST}:{port}"], "labels": labels})
     configuration = {
         "global": {"scrape_interval": "15s", "evaluation_interval": "15s"},
-        "rule_files": [str(_ALERTS)] if _ALERTS.is_file() else [],
+        "rule_files": [str(rules) for rules in _RULES if rules.is_file()],
         "scrape_configs": [
             {"job_name": job, "static_configs": targets} for job, targets in jobs.items()
         ],
