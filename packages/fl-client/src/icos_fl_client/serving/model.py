@@ -101,7 +101,7 @@ class FederatedModel:
             deviation = float(np.nanstd(newest_t)) if np.isfinite(newest_t).any() else 1.0
             return AnchorLSTM(version.weights, lookback=run.time_step, deviation=deviation or 1.0)
         if self.processor is None:
-            raise ValueError(f"{run.model} needs PROCESSOR_ADDRESS, to be fed as in training")
+            raise ValueError(f"{run.model} needs PROCESSOR__ADDRESS, to be fed as in training")
         return _Module(self.node, self.metric, run, version.weights, self.processor)
 
     def _why_silent(self, steps: int, first: int) -> str:
