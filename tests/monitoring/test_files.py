@@ -1,5 +1,6 @@
 """The files of deploy/monitoring, by promtool."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,14 @@ def test_promtool_takes_the_configuration_and_the_alerts(promtool):
 @pytest.mark.parametrize("tests", TESTS)
 def test_rules_and_alerts_pass_their_unit_tests(promtool, tests):
     promtool("test", "rules", tests)
+
+
+def test_the_commands_of_the_docs_run(promtool):
+    text = (FOLDER.parents[1] / "docs/forecasts.md").read_text()
+    commands = re.findall(r"^promtool (.+)$", text, flags=re.MULTILINE)
+    for command in commands:
+        promtool(*command.replace("deploy/monitoring/", "").split())
+    assert len(commands) == 2
 
 
 def test_every_alert_has_a_unit_test_that_sees_it_raised(alerts):
