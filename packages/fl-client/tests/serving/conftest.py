@@ -40,11 +40,23 @@ class AwayStore(MemoryStore):
 
     def window(self, node: str):
         self._answer()
-        return super().window(node)
+        return _AwayWindow(self, super().window(node))
 
     def _answer(self) -> None:
         if not self.answers:
             raise StoreUnavailable("the store at nowhere:1 does not answer")
+
+
+class _AwayWindow:
+    """A window of an AwayStore."""
+
+    def __init__(self, store: AwayStore, window) -> None:
+        self._store = store
+        self._window = window
+
+    def __getattr__(self, name: str):
+        self._store._answer()
+        return getattr(self._window, name)
 
 
 @dataclass

@@ -280,7 +280,8 @@ def test_who_asks_for_what_is_not_there_is_told_what_is(service, call, request_,
 
 def test_one_watcher_too_many_is_refused(service):
     service.append(cpu=wave(30))
-    service.until_now()
+    while not service.forecasts():
+        time.sleep(0.05)
     streams = [service.stub.WatchForecasts(pb.WatchForecastsRequest()) for _ in range(2)]
     for stream in streams:
         next(stream)
@@ -290,6 +291,13 @@ def test_one_watcher_too_many_is_refused(service):
     assert caught.value.details() == "2 clients watch forecasts already, and that is the limit"
     for stream in streams:
         stream.cancel()
+
+
+def test_a_watcher_that_leaves_makes_room_at_once(service):
+    service.append(cpu=wave(30))
+    for _ in range(20):
+        service.until_now()
+        time.sleep(0.02)
 
 
 def test_who_watches_is_told_of_the_end(new_service):

@@ -22,7 +22,8 @@ class Newest:
 
     def __init__(self, rows_max: int, *shape: int, dtype: Any = np.float64) -> None:
         self._rows_max = rows_max
-        self._rows = np.zeros((2 * rows_max, *shape), dtype)
+        # The room at the end: when it is full the newest rows move to the front.
+        self._rows = np.zeros((rows_max + max(rows_max // 8, 1), *shape), dtype)
         self._end = 0
 
     def __len__(self) -> int:
@@ -35,8 +36,9 @@ class Newest:
 
     def append(self, row: Any) -> None:
         if self._end == len(self._rows):
-            self._rows[: self._rows_max] = self._rows[self._rows_max :]
-            self._end = self._rows_max
+            kept = self._rows_max - 1
+            self._rows[:kept] = self._rows[self._end - kept :].copy()
+            self._end = kept
         self._rows[self._end] = row
         self._end += 1
 

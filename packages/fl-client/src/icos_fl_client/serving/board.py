@@ -1,6 +1,7 @@
 """The newest outlook of each node and metric, for whoever asks and whoever waits."""
 
 import threading
+from collections.abc import Callable
 
 from icos_fl_client.serving.outlook import Outlook
 
@@ -37,10 +38,18 @@ class Board:
             found = sorted(key for key, (number, _) in self._posted.items() if number > count)
             return self._count, [self._posted[key][1] for key in found]
 
-    def wait(self, count: int, timeout_seconds: float) -> None:
-        """Return as soon as something was posted after *count*, or at the timeout."""
+    def wait(self, count: int, timeout_seconds: float, ended: Callable[[], bool]) -> None:
+        """Return as soon as something was posted after *count*, at the timeout, or when *ended*.
+
+        Who may have ended is looked at as often as somebody calls ``wake``.
+        """
         with self._changed:
-            self._changed.wait_for(lambda: self._count > count, timeout_seconds)
+            self._changed.wait_for(lambda: self._count > count or ended(), timeout_seconds)
+
+    def wake(self) -> None:
+        """Have who waits look whether he has ended."""
+        with self._changed:
+            self._changed.notify_all()
 
 
 def _news(outlook: Outlook) -> tuple[object, ...]:

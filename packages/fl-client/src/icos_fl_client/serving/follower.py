@@ -22,7 +22,7 @@ from icos_fl_client.serving.model import FederatedModel
 from icos_fl_client.serving.outlook import MetricForecaster, NoForecast, Reason, Record
 from icos_fl_client.units import limits_of
 
-WAIT_SECONDS = 2.0
+WAIT_SECONDS = 5.0
 """The longest that one wait for new rows lasts, and so how late the end is noticed."""
 JUDGE_SECONDS = 15.0
 JUDGED_ROWS_MAX = 1000
@@ -30,7 +30,7 @@ MODEL_SECONDS = 30.0
 SAVE_SECONDS = 300.0
 DISCOVER_SECONDS = 5.0
 RETRY_SECONDS = 2.0
-STOP_SECONDS = 5.0
+STOP_SECONDS = 6.0
 """The longest that a thread is waited for which asks a store that does not answer."""
 
 _REASONS = {
@@ -125,6 +125,7 @@ class _Node:
         self._board = board
         self._kept = kept
         self._processor = processor
+        self._window: Window | None = None
         self._metrics: dict[str, MetricForecaster] = {}
         self._none: dict[str, NoForecast] = {}
         """By metric; that of the whole node under the empty name."""
@@ -140,8 +141,10 @@ class _Node:
             try:
                 self._look()
             except UnknownNode:
+                self._window = None
                 stopping.wait(DISCOVER_SECONDS)  # it is being made, or its disk is full
             except StoreError as error:
+                self._window = None
                 self._store_away(error)
                 stopping.wait(RETRY_SECONDS)
             except Exception:  # else the node would stay at its last word
@@ -160,7 +163,9 @@ class _Node:
             self._kept.save(self._name, name, state)
 
     def _look(self) -> None:
-        window = self._store.window(self._name)
+        if self._window is None:
+            self._window = self._store.window(self._name)
+        window = self._window
         cursor = window.wait(self._cursor, WAIT_SECONDS)
         rows = None
         if cursor != self._cursor:  # a window that was made anew counts anew

@@ -21,7 +21,7 @@ CALLS_MAX = 8
 """Calls for which there is room when all watchers are there."""
 RECEIVE_BYTES_MAX = 64 << 10
 LOOK_SECONDS = 1.0
-"""How late the end of a watcher is noticed."""
+"""How late a watcher notices that the server stops."""
 
 SERVICE: str = pb.DESCRIPTOR.services_by_name["ForecastService"].full_name
 
@@ -119,14 +119,18 @@ class _Servicer(pb_grpc.ForecastServiceServicer):
     def WatchForecasts(  # noqa: N802
         self, request: pb.WatchForecastsRequest, context: grpc.ServicerContext
     ) -> Iterator[pb.WatchForecastsResponse]:
+        def ended() -> bool:
+            return self._stopping() or not context.is_active()
+
         with self._watcher(context):
+            context.add_callback(self._board.wake)
             count = 0
-            while not self._stopping() and context.is_active():
+            while not ended():
                 count, outlooks = self._board.since(count)
                 for outlook in outlooks:
                     if _is_wanted(outlook, request.nodes, request.metrics):
                         yield pb.WatchForecastsResponse(forecast=convert.forecast(outlook))
-                self._board.wait(count, LOOK_SECONDS)
+                self._board.wait(count, LOOK_SECONDS, ended)
         if self._stopping():
             context.abort(grpc.StatusCode.UNAVAILABLE, "the forecaster is shutting down")
 
