@@ -38,6 +38,15 @@ TOLD = {
         "icos_fl_processor_store_errors_total",
         "icos_fl_grpc_call_seconds_bucket",
     },
+    "forecaster": {
+        "icos_fl_forecast_yhat",
+        "icos_fl_forecast_yhat_lower",
+        "icos_fl_forecast_yhat_upper",
+        "icos_fl_forecast_value",
+        "icos_fl_forecast_error",
+        "icos_fl_forecast_coverage_ratio",
+        "icos_fl_forecast_model_round",
+    },
     "superlink": {"icos_fl_runtime_task_seconds_bucket"},
     "supernode-pfe1": {
         "icos_fl_runtime_task_seconds_bucket",
@@ -118,9 +127,13 @@ def test_every_part_is_scraped_and_ready(kept: Kept, prometheus, until):
     names = set(kept.ports) - {"run"}
     until(lambda: len(prometheus.query('up{job="icos-fl"} == 1')) == len(names), "not all are up")
     ready = until(
-        lambda: len(found := prometheus.query("icos_fl_service_ready")) == 2 and found, "none"
+        lambda: len(found := prometheus.query("icos_fl_service_ready")) == 3 and found, "none"
     )
-    assert {series["metric"]["service"] for series in ready} == {"otlp-bridge", "processor"}
+    assert {series["metric"]["service"] for series in ready} == {
+        "otlp-bridge",
+        "processor",
+        "forecaster",
+    }
     assert {series["value"][1] for series in ready} == {"1"}
 
 

@@ -191,8 +191,9 @@ class Pipeline:
         state = StateFolder(folder)
         with state.lock():
             pass  # its folders are there now
-        names = [*component_names(NODES), *metrics_names(NODES)]
-        self.deployment = Deployment(state, NODES, assign_ports(names, {}))
+        names = component_names(NODES)
+        ports = assign_ports([*names, *metrics_names(names)], {})
+        self.deployment = Deployment(state, NODES, ports)
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self._abandoned = False
         config = folder / "bridge.yaml"

@@ -7,8 +7,8 @@ from icos_fl_local.errors import UsageError
 from icos_fl_local.state import StateFolder
 from ruamel.yaml import YAML
 
-COMPONENTS = component_names(["a", "b"])
-NAMES = [*COMPONENTS, *metrics_names(["a", "b"])]
+COMPONENTS = component_names(["a", "b"], ["forecaster"])
+NAMES = [*COMPONENTS, *metrics_names(COMPONENTS)]
 
 
 @pytest.fixture
@@ -36,6 +36,23 @@ def test_components_come_after_those_that_they_need(deployment: Deployment) -> N
     assert started == set(COMPONENTS)
 
 
+@pytest.mark.parametrize(
+    ("interval_seconds", "horizons"),
+    [(15, "60s,300s,3600s"), (300, "300s,3600s"), (7, "63s,301s,3598s"), (7200, "7200s")],
+)
+def test_what_is_forecast_is_whole_steps_ahead(
+    deployment: Deployment, interval_seconds: float, horizons: str
+) -> None:
+    forecaster = next(
+        component
+        for component in deployment.components(
+            Path("bridge.yaml"), recorded=True, interval_seconds=interval_seconds
+        )
+        if component.name == "forecaster"
+    )
+    assert forecaster.env["ICOS_FL_FORECASTER_HORIZONS"] == horizons
+
+
 def test_prometheus_scrapes_whoever_is_given_an_address_for_it(deployment: Deployment) -> None:
     monitoring.write(deployment, "replay")
     document = YAML(typ="safe").load(deployment.state.prometheus)
@@ -48,7 +65,7 @@ def test_prometheus_scrapes_whoever_is_given_an_address_for_it(deployment: Deplo
         if name.endswith("_METRICS_ADDRESS")
     ]
     assert sorted(addresses) == sorted(scraped)
-    assert len(scraped) == 6
+    assert len(scraped) == 7
     (static,) = run["static_configs"]
     assert static["targets"] == [deployment.address("metrics-run")]
 

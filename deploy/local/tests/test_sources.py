@@ -51,7 +51,8 @@ def test_without_a_list_of_modules_scaphandre_would_end(counters, tmp_path):
 
 
 def deployment_of(found: Sources, folder: Path) -> Deployment:
-    ports = assign_ports([*component_names(["a"], found.names), *metrics_names(["a"])], {})
+    names = component_names(["a"], found.names)
+    ports = assign_ports([*names, *metrics_names(names)], {})
     return Deployment(StateFolder(folder), ("a",), ports)
 
 

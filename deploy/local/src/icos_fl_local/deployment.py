@@ -19,10 +19,15 @@ from icos_fl_local.supervisor import Component
 HOST = "127.0.0.1"
 STORE = ("valkey", "metadata", "backend", "proxy")
 SERVICES = ("bridge", "processor")
+FORECASTER = "forecaster"
+"""Of deployments that go on after a run."""
 METRICS = "metrics-"
 """Before a component's name: where it serves /metrics."""
 RUN = "run"
 """The ServerApp of a run, which serves /metrics while it lasts."""
+HORIZONS_SECONDS = (60, 300, 3600)
+HORIZON_STEPS_MAX = 4096
+"""How far ahead is forecast, in whole steps."""
 # Below the range from which Linux takes ports for outgoing connections.
 _PORT_RANGE = range(20000, 32000)
 _PROBE_SECONDS = 0.5
@@ -33,15 +38,22 @@ def supernode(node: str) -> str:
     return f"supernode-{node}"
 
 
-def component_names(nodes: Sequence[str], sources: Sequence[str] = ()) -> list[str]:
-    """All components with those that measure, in the order in which they start."""
-    return [*STORE, *SERVICES, *sources, "superlink", *(supernode(node) for node in nodes)]
+def component_names(nodes: Sequence[str], more: Sequence[str] = ()) -> list[str]:
+    """All components with those that not every deployment has, in the order in which they start."""
+    return [*STORE, *SERVICES, *more, "superlink", *(supernode(node) for node in nodes)]
 
 
-def metrics_names(nodes: Sequence[str]) -> list[str]:
-    """Names of the ports of all that serve /metrics; with Flower as it comes, some serve little."""
-    serving = ("backend", *SERVICES, "superlink", *(supernode(node) for node in nodes), RUN)
-    return [f"{METRICS}{name}" for name in serving]
+def metrics_names(names: Sequence[str]) -> list[str]:
+    """Names of the ports where those of *names* serve /metrics that do, and the run does.
+
+    With Flower as it comes, some serve little.
+    """
+    serving = [
+        name
+        for name in names
+        if name in ("backend", *SERVICES, FORECASTER, "superlink") or name.startswith(supernode(""))
+    ]
+    return [f"{METRICS}{name}" for name in (*serving, RUN)]
 
 
 def parse_ports(given: Sequence[str]) -> dict[str, int]:
@@ -123,13 +135,17 @@ class Deployment:
             "PYTHONUNBUFFERED": "1",
         }
 
-    def components(self, bridge_config: Path, *, recorded: bool) -> list[Component]:
-        """All components, in the order in which they start; are the rows *recorded* ones?"""
-        return [
-            *self._store(),
-            *self._services(bridge_config, recorded),
-            *self._flower(),
-        ]
+    def components(
+        self, bridge_config: Path, *, recorded: bool, interval_seconds: float = 15.0
+    ) -> list[Component]:
+        """All components, in the order in which they start.
+
+        Are the rows *recorded* ones? What is forecast has steps of *interval_seconds*.
+        """
+        services = self._services(bridge_config, recorded)
+        if FORECASTER in self.ports:
+            services.append(self._forecaster(recorded, interval_seconds))
+        return [*self._store(), *services, *self._flower()]
 
     def store_env(self, prefix: str) -> dict[str, str]:
         """Where the store is, for the settings of the service with *prefix*."""
@@ -185,6 +201,29 @@ class Deployment:
             self.component("bridge", module("icos_fl_otlp_bridge"), bridge, serving, after),
             self.component("processor", module("icos_fl_processor"), processor, serving, after),
         ]
+
+    def _forecaster(self, recorded: bool, interval_seconds: float) -> Component:
+        steps = {round(seconds / interval_seconds) for seconds in HORIZONS_SECONDS}
+        horizons = sorted(count for count in steps if 1 <= count <= HORIZON_STEPS_MAX) or [1]
+        env = {
+            "ICOS_FL_FORECASTER_LISTEN_ADDRESS": self.address(FORECASTER),
+            "ICOS_FL_FORECASTER_PROCESSOR__ADDRESS": self.address("processor"),
+            "ICOS_FL_FORECASTER_RECORDED": str(recorded),
+            "ICOS_FL_FORECASTER_INTERVAL_SECONDS": f"{interval_seconds:g}",
+            "ICOS_FL_FORECASTER_HORIZONS": ",".join(
+                f"{count * interval_seconds:g}s" for count in horizons
+            ),
+            **self.store_env("ICOS_FL_FORECASTER"),
+            **self._metrics_env(FORECASTER, "ICOS_FL_FORECASTER"),
+        }
+        if not recorded:  # else what was learned of other traces would be among it
+            env["ICOS_FL_FORECASTER_STATE_FOLDER"] = str(self.state.folder / "forecasts")
+        if self.state.expectations.exists():
+            env["ICOS_FL_FORECASTER_EXPECTATIONS"] = str(self.state.expectations)
+        command = module("icos_fl_client.serving")
+        if recorded:  # all rows come at once, beside the training that is waited for
+            command = ("nice", "-n", "10", *command)
+        return self.component(FORECASTER, command, env, serving, ("backend", "proxy"))
 
     def _flower(self) -> list[Component]:
         superlink = (

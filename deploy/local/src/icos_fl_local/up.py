@@ -29,6 +29,7 @@ from icos_fl_local import (
     traces,
 )
 from icos_fl_local.deployment import (
+    FORECASTER,
     METRICS,
     RUN,
     SERVICES,
@@ -187,9 +188,11 @@ def up(options: Options) -> int:
             overrides, metrics or ["cpu_usage"], len(source.nodes), source.sampling_seconds, ""
         )
     )
-    measuring = source.programs.names if source.programs else ()
-    names = [*component_names(source.nodes, measuring), *metrics_names(source.nodes)]
-    ports = assign_ports(names, given_ports)
+    more = list(source.programs.names) if source.programs else []
+    if options.keep or source.is_live:
+        more.append(FORECASTER)
+    names = component_names(source.nodes, more)
+    ports = assign_ports([*names, *metrics_names(names)], given_ports)
     options.out.mkdir(parents=True, exist_ok=True)  # rather refused now than after the training
     state = StateFolder(options.state_folder)
     with state.lock(), Progress(to(options.json)) as progress:
@@ -289,7 +292,14 @@ class _Session:
             YAML().dump(dict(self.source.bridge), stream)
         monitoring.write(self.deployment, self.source.name)
         # Flower's parts start while the rows already flow.
-        components = self.deployment.components(bridge_config, recorded=not self.source.is_live)
+        config = run_config.complete(
+            self.overrides, ["?"], len(self.source.nodes), self.source.sampling_seconds, ""
+        )
+        components = self.deployment.components(
+            bridge_config,
+            recorded=not self.source.is_live,
+            interval_seconds=float(config["interval"]) or self.source.sampling_seconds,
+        )
         wanted = [*STORE, *SERVICES]
         if self.source.programs:
             self.progress.say(self.source.programs.power.found)

@@ -4,7 +4,7 @@ import signal
 import sys
 
 import structlog
-from icos_fl_service import logs
+from icos_fl_service import logs, status
 from icos_fl_service.grpc_server import ListenError
 from icos_fl_service.metrics import Metrics, MetricsAddressError
 from icos_fl_service.security import SecurityError, load_security
@@ -23,6 +23,7 @@ from icos_fl_client.serving.metrics import BoardCollector
 from icos_fl_client.serving.server import Server
 from icos_fl_client.serving.settings import ForecasterSettings
 
+DISTRIBUTION = "icos-fl-client"
 PROCESSOR_SECONDS = 5.0
 """The longest that a forecast waits for the processor."""
 
@@ -46,7 +47,10 @@ def main() -> None:
         )
         REGISTRY.register(BoardCollector(board.outlooks))
         metrics = Metrics(
-            "icos-fl-client", settings.metrics_address, settings.metrics_otlp_endpoint
+            DISTRIBUTION,
+            settings.metrics_address,
+            settings.metrics_otlp_endpoint,
+            lambda: status.of(DISTRIBUTION, "forecaster"),
         )
     except (
         ListenError,
@@ -80,7 +84,10 @@ def _follower(settings: ForecasterSettings, board: Board) -> Follower:
     interval_ns = round(settings.interval_seconds * 1e9)
     following = Following(
         interval_ns=interval_ns,
-        ahead_ns_h=tuple(seconds * 10**9 for seconds in settings.horizons),
+        ahead_ns_h=tuple(
+            round(seconds / settings.interval_seconds) * interval_ns
+            for seconds in settings.horizons
+        ),
         metrics=settings.metrics,
         expectations=load_expectations(settings.expectations),
         recorded=settings.recorded,

@@ -16,12 +16,12 @@ STEPS_AHEAD_MAX = 4096
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
-def duration_seconds(text: str) -> int:
-    """Of "90s", "5m", "1h" or "1d". Raises ValueError."""
-    found = re.fullmatch(r"([1-9][0-9]{0,6})([smhd])", text.strip())
+def duration_seconds(text: str) -> float:
+    """Of "90s", "1.5m", "1h" or "1d". Raises ValueError."""
+    found = re.fullmatch(r"([0-9]{1,7}(?:\.[0-9]{1,9})?)([smhd])", text.strip())
     if not found:
         raise ValueError(f"{text!r} is no duration such as 90s, 5m, 1h or 1d")
-    return int(found[1]) * _SECONDS[found[2]]
+    return float(found[1]) * _SECONDS[found[2]]
 
 
 def duration_text(seconds: float) -> str:
@@ -67,10 +67,14 @@ class ForecasterSettings(SecuredSettings):
     store: StoreSettings = StoreSettings()
     """Where the windows and the models are."""
     processor: ProcessorSettings = ProcessorSettings()
-    interval_seconds: float = Field(default=15.0, ge=1, le=86_400)
+    interval_seconds: float = Field(default=15.0, ge=0.1, le=86_400)
     """Length of a step: what is forecast are means over so long. A federated model takes part if
     its steps are as long."""
-    horizons: Annotated[tuple[int, ...], NoDecode, BeforeValidator(_durations)] = (60, 300, 3600)
+    horizons: Annotated[tuple[float, ...], NoDecode, BeforeValidator(_durations)] = (
+        60.0,
+        300.0,
+        3600.0,
+    )
     """How far ahead is forecast: durations such as 1m,5m,1h, each of whole steps."""
     metrics: Annotated[Names, NoDecode] = ()
     """Columns to forecast, separated by commas; all without it."""
@@ -88,7 +92,7 @@ class ForecasterSettings(SecuredSettings):
         if not self.horizons:
             raise ValueError("HORIZONS is empty; at least one is needed")
         for seconds in self.horizons:
-            steps = seconds / self.interval_seconds
+            steps = round(seconds / self.interval_seconds, 6)
             if steps != round(steps) or not 1 <= steps <= STEPS_AHEAD_MAX:
                 raise ValueError(
                     f"HORIZONS has {duration_text(seconds)}, {steps:g} steps of "
