@@ -193,7 +193,8 @@ def remixed(found: Replay, models_vth: Array) -> Array:
 def _remixed(found: Replay, model_th: Array) -> Array:
     said_tkh = np.concatenate([found.said_tkh, model_th[:, None]], axis=1)
     count, forecasts, steps = said_tkh.shape
-    mixture, step_h, every = Mixture(forecasts, steps), np.arange(1, steps + 1), np.arange(steps)
+    step_h, every = np.arange(1, steps + 1), np.arange(steps)
+    mixture = Mixture(forecasts, step_h)
     mixed_tmh = np.full((count, len(DISCOUNTS), steps), np.nan)
     mixture_th = np.full((count, steps), np.nan)
     for t in range(count):

@@ -1,5 +1,6 @@
 import numpy as np
-from icos_fl_client.forecasting.forecasters import Anchors
+from icos_fl_client.forecasting import Combination
+from icos_fl_client.forecasting.forecasters import Anchors, groups
 from icos_fl_client.forecasting.history import History
 from icos_fl_client.forecasting.memory import Memory
 
@@ -84,3 +85,20 @@ def test_memory_follows_a_long_history_as_if_it_had_seen_each_step():
 
     expected = Memory().forecast(history, STEPS)
     assert expected.tolist() == followed.forecast(history, STEPS).tolist()
+
+
+def test_steps_of_a_group_are_at_most_eight_times_its_first():
+    assert groups(np.array([4, 20, 240])) == [slice(0, 2), slice(2, 3)]
+    assert groups(np.array([1, 8, 9, 72, 73])) == [slice(0, 2), slice(2, 4), slice(4, 5)]
+
+
+def test_a_forecast_of_the_next_minutes_is_the_same_beside_one_of_hours_ahead():
+    rng = np.random.default_rng(0)
+    values = (np.sin(np.arange(800) / 9) + np.cumsum(rng.normal(0, 0.1, 800))).tolist()
+    alone, beside = Combination([4, 20]), Combination([4, 20, 240])
+    for value in values:
+        near, both = alone.update(value), beside.update(value)
+        assert near is not None
+        assert both is not None
+        assert near.yhat_h.tolist() == both.yhat_h[:2].tolist()
+        np.testing.assert_array_equal(near.by_forecaster_kh, both.by_forecaster_kh[:, :2])

@@ -46,7 +46,7 @@ def test_nothing_known_changes_and_forgets_nothing():
 
 @given(arrays(float, (30, 3, 2), elements=st.floats(-1e6, 1e6)), st.integers(1, 2))
 def test_shares_sum_to_one_and_the_mixture_is_inside_the_forecasts(said_tkh, sleeping):
-    mixture = Mixture(3, 2)
+    mixture = Mixture(3, np.array([1, 2]))
     actual_t = said_tkh[:, 0, 0] + said_tkh[:, 1, 1]
     for said_kh, actual in zip(said_tkh, actual_t, strict=True):
         mixed_mh, yhat_h = mixture.mix(said_kh)
@@ -67,7 +67,7 @@ def test_shares_sum_to_one_and_the_mixture_is_inside_the_forecasts(said_tkh, sle
 
 
 def test_mixture_finds_the_forecast_that_is_right():
-    mixture = Mixture(3, 1)
+    mixture = Mixture(3, np.array([1]))
     rng = np.random.default_rng(0)
     for actual in rng.normal(size=200):
         said_kh = np.array([[rng.normal()], [actual + 0.01], [rng.normal()]])
@@ -89,7 +89,7 @@ def test_what_is_half_forgotten_weighs_the_same_and_moves_quicker():
 
 
 def test_quick_mixers_begin_a_run_anew_and_slow_ones_go_on():
-    mixture, there_kh = Mixture(2, 1), np.ones((2, 1), bool)
+    mixture, there_kh = Mixture(2, np.array([1])), np.ones((2, 1), bool)
     mixture.learn(np.array([[0.0], [1.0]]), np.zeros((4, 1)), np.zeros(1), np.ones(1))
     mixture.begin_run()
 
@@ -97,16 +97,17 @@ def test_quick_mixers_begin_a_run_anew_and_slow_ones_go_on():
     assert mixture.mixers.weights(there_kh)[:, 0, 0].tolist() == [0.5, 0.0, 0.5, 0.0]
 
 
-def test_steps_share_the_judgement_of_the_mixers():
-    weights = PolynomialWeights([0.5, 0.5], [1.0], 2)
-    weights.learn(np.array([[[2.0, -6.0], [1.0, 1.0]]]))
+def test_steps_of_a_group_share_the_judgement_of_the_mixers_and_no_others_do():
+    weights = PolynomialWeights([0.5, 0.5], [1.0], 3)
+    weights.learn(np.array([[[2.0, -6.0, 5.0], [1.0, 1.0, -1.0]]]))
 
-    # Together the first has lost 2 more on the mean, and the second 1 less.
-    assert weights.weights_together().tolist() == [[[0.0], [1.0]]]
+    # Of the first two steps the first has lost 2 more on the mean, and the second 1 less.
+    together = weights.weights_together([slice(0, 2), slice(2, 3)])
+    assert together.tolist() == [[[0.0, 0.0, 1.0], [1.0, 1.0, 0.0]]]
 
 
 def test_nothing_is_learned_from_a_last_value_that_was_right():
-    mixture, said_kh = Mixture(3, 1), np.array([[0.1], [0.1], [0.7]])
+    mixture, said_kh = Mixture(3, np.array([1])), np.array([[0.1], [0.1], [0.7]])
     mixture.mixers.learn(np.array([[[0.3], [0.1], [-0.2]]] * 4))
     mixed_mh, mixture_h = mixture.mix(said_kh)
     before = mixture.mixers.square_mkh[:2].tolist()

@@ -70,7 +70,7 @@ class Combination:
         self.names = tuple(name for each in self._forecasters for name in each.names)
         self.history = History()
         count = len(steps)
-        self.mixture = Mixture(len(self.names), count)
+        self.mixture = Mixture(len(self.names), self.steps_h)
         self.intervals = Intervals(SPREADS, count)
         said = self.intervals.alternatives * len(LEVELS)
         rows = (len(self.names), len(DISCOUNTS), 1, SPREADS, said, len(LEVELS))

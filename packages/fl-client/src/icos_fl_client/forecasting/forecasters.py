@@ -3,6 +3,7 @@
 Shapes: k forecasts, h steps ahead for which a forecast is asked.
 """
 
+import itertools
 from typing import Protocol
 
 import numpy as np
@@ -16,6 +17,21 @@ Steps = NDArray[np.int64]
 MEAN_STEPS = 4
 MEDIAN_STEPS = (12, 40, 120)
 DRIFT_STEPS = 40
+
+
+GROUP_FACTOR_MAX = 8
+
+
+def groups(steps_h: Steps) -> list[slice]:
+    """Steps ahead that are alike: in each group none is over GROUP_FACTOR_MAX times another.
+
+    What holds for the next minute says little of the next hour, and would be drowned by it.
+    """
+    starts = [0]
+    for place, step in enumerate(steps_h):
+        if step > GROUP_FACTOR_MAX * steps_h[starts[-1]]:
+            starts.append(place)
+    return [slice(*ends) for ends in itertools.pairwise([*starts, len(steps_h)])]
 
 
 class Forecaster(Protocol):

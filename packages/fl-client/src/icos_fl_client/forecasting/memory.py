@@ -9,7 +9,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-from icos_fl_client.forecasting.forecasters import Steps
+from icos_fl_client.forecasting.forecasters import Steps, groups
 from icos_fl_client.forecasting.history import STEPS_MAX, Array, History, Newest
 
 SPREAD_SHARE_MIN = 0.02
@@ -53,26 +53,53 @@ class Memory:
         """Forecasts (4, h)."""
         for windows in self._windows:
             windows.follow(history)
-        ahead = int(steps_h[-1])
         filled_t, starts_t = history.filled_t, history.starts_t
         size = len(filled_t)
         run_t = np.arange(history.count - size, history.count) + 1 - starts_t
         length_t = np.minimum(run_t, np.arange(1, size + 1))  # what is forgotten is no window
         length_t[np.isnan(filled_t)] = 0
-        finished_t = starts_t[ahead:] == starts_t[: max(size - ahead, 0)]
-        for step in steps_h:  # what followed must have come, not been bridged
-            finished_t &= np.isfinite(history.values_t[step : step + len(finished_t)])
         forecasts_kh = np.full((len(self.names), len(steps_h)), np.nan)
-        if not len(finished_t) or not length_t[-1]:
+        if not size or not length_t[-1]:
             return forecasts_kh
-        for forecast_h, windows in zip(forecasts_kh, self._windows, strict=True):
-            like = windows.likeness
-            ends = np.flatnonzero(finished_t & (length_t[: len(finished_t)] >= like.steps))
-            if length_t[-1] >= like.steps and len(ends) >= 2 * like.nearest:
-                nearest, factor_n = windows.nearest(ends)
-                changes_nh = filled_t[nearest[:, None] + steps_h] - filled_t[nearest, None]
-                forecast_h[:] = filled_t[-1] + np.median(changes_nh * factor_n[:, None], axis=0)
+        compared = [windows.compare(length_t) for windows in self._windows]
+        for group in groups(steps_h):
+            finished_t = _finished(history, steps_h[group])
+            for forecast_h, windows, found in zip(
+                forecasts_kh, self._windows, compared, strict=True
+            ):
+                like = windows.likeness
+                ends = np.flatnonzero(finished_t & (length_t[: len(finished_t)] >= like.steps))
+                if found is not None and len(ends) >= 2 * like.nearest:
+                    nearest, factor_n = found.nearest(ends, like.nearest)
+                    changes_nh = (
+                        filled_t[nearest[:, None] + steps_h[group]] - filled_t[nearest, None]
+                    )
+                    change_h = np.median(changes_nh * factor_n[:, None], axis=0)
+                    forecast_h[group] = filled_t[-1] + change_h
         return forecasts_kh
+
+
+def _finished(history: History, steps_h: Steps) -> NDArray[np.bool_]:
+    """Whether all that is forecast *steps_h* ahead of each of the older steps has come."""
+    ahead, starts_t = int(steps_h[-1]), history.starts_t
+    finished_t = starts_t[ahead:] == starts_t[: max(len(starts_t) - ahead, 0)]
+    for step in steps_h:  # what followed must have come, not been bridged
+        finished_t &= np.isfinite(history.values_t[step : step + len(finished_t)])
+    return np.asarray(finished_t)
+
+
+@dataclass(frozen=True)
+class _Compared:
+    """How far all windows are from the newest one."""
+
+    distance_w: Array
+    scale_w: Array
+    """1 for all where windows are not compared by shape."""
+
+    def nearest(self, ends: NDArray[np.int64], count: int) -> tuple[NDArray[np.int64], Array]:
+        """Those of *ends* whose windows are most like the newest, and what their changes take."""
+        chosen = ends[np.argpartition(self.distance_w[ends], count)[:count]]
+        return chosen, self.scale_w[-1] / self.scale_w[chosen]
 
 
 class _Windows:
@@ -99,18 +126,20 @@ class _Windows:
             self._square_w.append(centred_l**2 @ self._weight_l)
         self._count = history.count
 
-    def nearest(self, ends: NDArray[np.int64]) -> tuple[NDArray[np.int64], Array]:
-        """Those of *ends* whose windows are most like the newest, and what their changes take."""
-        steps_wl, nearest = self._steps_wl.rows, self.likeness.nearest
+    def compare(self, length_t: NDArray[np.int64]) -> _Compared | None:
+        """With the newest window; None where it is not whole. *length_t* is that of the runs."""
+        steps = self.likeness.steps
+        if length_t[-1] < steps:
+            return None
+        steps_wl = self._steps_wl.rows
         if not self.likeness.by_shape:
-            apart_wl = steps_wl[: ends[-1] + 1] - steps_wl[-1]
-            distance_w = np.einsum("wl,wl,l->w", apart_wl, apart_wl, self._weight_l)[ends]
-            return ends[np.argpartition(distance_w, nearest)[:nearest]], np.ones(nearest)
+            apart_wl = steps_wl - steps_wl[-1]
+            distance_w = np.einsum("wl,wl,l->w", apart_wl, apart_wl, self._weight_l)
+            return _Compared(distance_w, np.ones(len(distance_w)))
         spread_w = self._spread_w.rows
-        least = max(SPREAD_SHARE_MIN * float(spread_w[ends].mean()), np.finfo(float).tiny)
-        scale_w = np.maximum(spread_w, least)
+        usual = float(spread_w[length_t >= steps].mean())
+        scale_w = np.maximum(spread_w, max(SPREAD_SHARE_MIN * usual, np.finfo(float).tiny))
         newest_l = steps_wl[-1] / scale_w[-1] * self._weight_l
         product_w = steps_wl @ newest_l
         distance_w = self._square_w.rows / scale_w**2 - 2 * product_w / scale_w
-        chosen = ends[np.argpartition(distance_w[ends], nearest)[:nearest]]
-        return chosen, scale_w[-1] / scale_w[chosen]
+        return _Compared(distance_w, scale_w)

@@ -7,7 +7,8 @@ weight of a forecast is its regret, where positive, divided by the sum of its sq
 forgotten, and whether a mixer competes with the best forecast or with the best mixture of them,
 decides how quick and how bold it is. No choice is best on all nodes, so there are several mixers,
 and one more, by the same rule, mixes them with repeating the last value. Each step ahead has
-weights of its own but in the last one: that judges mixers by all steps together, with less noise.
+weights of its own but in the last one: that judges mixers by all steps of a group together, with
+less noise.
 """
 
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from icos_fl_client.forecasting.forecasters import Steps, groups
 from icos_fl_client.forecasting.history import Array
 
 DISCOUNTS = (0.98, 0.998, 0.98, 0.995)
@@ -63,12 +65,13 @@ class PolynomialWeights:
         """They sum to 1 over the alternatives that are there, of which there must be one."""
         return self._weights(there_kh, self.regret_mkh, self.square_mkh)
 
-    def weights_together(self) -> Array:
-        """The same for all steps (m, k, 1), by the mean of their regrets, where all are there."""
-        regret_mk1, square_mk1 = (
-            each_mkh.mean(axis=2, keepdims=True) for each_mkh in (self.regret_mkh, self.square_mkh)
-        )
-        return self._weights(np.ones(self._prior_k1.shape, np.bool_), regret_mk1, square_mk1)
+    def weights_together(self, groups: Sequence[slice]) -> Array:
+        """The same for all steps of a group, by the mean of their regrets, where all are there."""
+        regret_mkh, square_mkh = np.empty_like(self.regret_mkh), np.empty_like(self.square_mkh)
+        for group in groups:
+            regret_mkh[..., group] = self.regret_mkh[..., group].mean(axis=2, keepdims=True)
+            square_mkh[..., group] = self.square_mkh[..., group].mean(axis=2, keepdims=True)
+        return self._weights(np.ones(self._prior_k1.shape, np.bool_), regret_mkh, square_mkh)
 
     def _weights(self, there_kh: NDArray[np.bool_], regret_mkh: Array, square_mkh: Array) -> Array:
         prior_kh = np.where(there_kh, self._prior_k1, 0.0)
@@ -82,7 +85,9 @@ class PolynomialWeights:
 class Mixture:
     """Mixes k forecasts, the first of which repeats the last value."""
 
-    def __init__(self, forecasts: int, steps: int) -> None:
+    def __init__(self, forecasts: int, steps_h: Steps) -> None:
+        steps = len(steps_h)
+        self._groups = groups(steps_h)
         others, mixers = forecasts - 1, len(DISCOUNTS)
         prior_k = [LAST_PRIOR, *[(1 - LAST_PRIOR) / others] * others]
         self.mixers = PolynomialWeights(prior_k, DISCOUNTS, steps)
@@ -105,7 +110,7 @@ class Mixture:
         last_h = given_kh[0]
         mixed_mh = _snapped((self.mixers.weights(there_kh) * given_kh).sum(axis=1), last_h)
         finalist_kh = np.concatenate([given_kh[:1], mixed_mh])
-        mixture_h = (self.top.weights_together()[0] * finalist_kh).sum(axis=0)
+        mixture_h = (self.top.weights_together(self._groups)[0] * finalist_kh).sum(axis=0)
         return mixed_mh, _snapped(mixture_h, last_h)
 
     def learn(self, forecast_kh: Array, mixed_mh: Array, mixture_h: Array, actual_h: Array) -> None:
@@ -121,9 +126,9 @@ class Mixture:
 
     def shares(self, there_kh: NDArray[np.bool_]) -> Array:
         """The share (k, h) of each forecast in the mixture; they sum to 1."""
-        top_k1 = self.top.weights_together()[0]
-        share_kh = np.einsum("m,mkh->kh", top_k1[1:, 0], self.mixers.weights(there_kh))
-        share_kh[0] += top_k1[0]
+        top_kh = self.top.weights_together(self._groups)[0]
+        share_kh = np.einsum("mh,mkh->kh", top_kh[1:], self.mixers.weights(there_kh))
+        share_kh[0] += top_kh[0]
         return np.asarray(share_kh)
 
 
