@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from icos_fl_client.forecasting import Anchors, Combination
+from icos_fl_client.forecasting import Anchors, Combination, backtest
+from icos_fl_client.forecasting.backtest import Record as Replay
+from icos_fl_client.forecasting.backtest import winkler
 from icos_fl_client.forecasting.history import GAP_STEPS_MAX
 from icos_fl_client.forecasting.intervals import LEVELS
 from icos_fl_local import traces
@@ -77,16 +79,6 @@ class Series:
         return np.asarray(rows_t / rows_t[-1])
 
 
-@dataclass(frozen=True)
-class Replay:
-    """What was said at each step, (t, …, h), and what came, (t, h)."""
-
-    yhat_th: Array
-    quantile_tqh: Array
-    said_tkh: Array
-    actual_th: Array
-
-
 def load_series(all_traces: list[traces.Trace], task: Task) -> Iterator[Series]:
     """The metrics of the traces that have enough of the task's steps."""
     for trace in all_traces:
@@ -117,31 +109,7 @@ def on_grid(steps: Steps) -> tuple[Array, Array]:
 def replay(series: Series, steps: int) -> Replay:
     lower, upper = series.limits
     combination = Combination(range(1, steps + 1), lower=lower, upper=upper)
-    count = len(series.values_t)
-    yhat_th = np.full((count, steps), np.nan)
-    quantile_tqh = np.full((count, len(LEVELS), steps), np.nan)
-    said_tkh = np.full((count, len(combination.names), steps), np.nan)
-    for t, value in enumerate(series.values_t):
-        said = combination.update(value)
-        if said is not None:
-            yhat_th[t], said_tkh[t] = said.yhat_h, said.by_forecaster_kh
-            bounds = (said.lower_95_h, said.lower_80_h, said.upper_80_h, said.upper_95_h)
-            quantile_tqh[t] = bounds
-    return Replay(yhat_th, quantile_tqh, said_tkh, actuals(series.values_t, steps))
-
-
-def actuals(values_t: Array, steps: int) -> Array:
-    """What came (t, h); NaN where nothing did, and beyond a gap that ends a run."""
-    padded_t = np.concatenate([values_t, np.full(steps, np.nan)])
-    ended_t = np.zeros(len(padded_t), np.int64)
-    windows_tl = sliding_window_view(np.isnan(padded_t), GAP_STEPS_MAX + 1)
-    ended_t[GAP_STEPS_MAX:] = windows_tl.all(axis=1)
-    ends_t = ended_t.cumsum()
-    actual_th = sliding_window_view(padded_t, steps + 1)[:, 1:].copy()
-    crossed_th = sliding_window_view(ends_t, steps + 1)[:, 1:] > ends_t[: len(values_t), None]
-    actual_th[crossed_th] = np.nan
-    actual_th[np.isnan(values_t)] = np.nan
-    return actual_th
+    return backtest.replay(series.values_t, combination)
 
 
 def errors(series: Series, found: Replay, said_th: Array, steps: int) -> Figures:
@@ -218,9 +186,3 @@ def last_value_intervals(last_th: Array, actual_th: Array) -> Array:
             last_th[enough, h, None] + of_windows_wq[known_t[enough] - LAST_ERRORS]
         )
     return quantile_tqh
-
-
-def winkler(actual: Array, low: Array, high: Array, alpha: float) -> Array:
-    """Winkler (1972): the width, and 2 / alpha times what an interval was missed by."""
-    missed = np.maximum(low - actual, 0) + np.maximum(actual - high, 0)
-    return np.asarray(high - low + 2 / alpha * missed)
