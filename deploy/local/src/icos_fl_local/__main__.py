@@ -173,6 +173,32 @@ def _forecast(arguments: argparse.Namespace) -> int:
     return commands.forecast(state, arguments.node, as_json=arguments.json)
 
 
+def _backtest(arguments: argparse.Namespace) -> int:
+    from icos_fl_local.backtest import command
+
+    output = command.Output(arguments.json, arguments.csv, arguments.html)
+    nodes, metrics = arguments.node, arguments.metric
+    if arguments.traces is None:
+        for name in ("horizon", "interval", "model"):
+            if getattr(arguments, name):
+                raise UsageError(f"--{name} is for --traces: a forecaster has its own")
+        state = StateFolder(arguments.state_dir)
+        address = arguments.forecaster or command.address_in(state)
+        files = {name: getattr(arguments, f"forecaster_{name}") for name in _FORECASTER_FILES}
+        return command.ask(address, files, nodes, metrics, output)
+    return command.replay(
+        arguments.traces,
+        command.Replayed(
+            nodes=nodes,
+            metrics=metrics,
+            horizons=arguments.horizon or command.HORIZONS,
+            interval_seconds=arguments.interval,
+            model=arguments.model,
+        ),
+        output,
+    )
+
+
 def _logs(arguments: argparse.Namespace) -> int:
     from icos_fl_local import commands
 
@@ -265,6 +291,9 @@ def _simulate(arguments: argparse.Namespace) -> int:
         raise UsageError(str(error)) from None
 
 
+SHIPPED = Path(__file__).parent / "traces"
+"""As icos_fl_local.traces has it, which the base install cannot import."""
+
 _STOPPED = {
     "up": "everything is stopped",
     "train": "the run is stopped",
@@ -282,6 +311,13 @@ _LOCAL = "icos_fl_timeseries_store"
 
 _SERVER = "icos_fl_server"
 
+_FORECASTER_FILES = {
+    "ca": "who signed the forecaster's certificate; with it there is TLS",
+    "certificate": "the certificate that the forecaster is shown",
+    "key": "its key",
+    "token": "a bearer token",
+}
+
 _LIGHT: dict[str, Callable[[argparse.Namespace], int]] = {
     "certs": _certs,
     "node": _node,
@@ -294,6 +330,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "watch": _watch,
     "window": _window,
     "forecast": _forecast,
+    "backtest": _backtest,
     "logs": _logs,
     "quiesce": _quiesce,
     "down": _down,
@@ -410,6 +447,7 @@ def _parser() -> argparse.ArgumentParser:
     forecast = add("forecast", "what comes next, by the newest global model")
     forecast.add_argument("node", nargs="?", metavar="NODE")
     add_json(forecast)
+    _add_backtest(add, add_json)
     logs = add("logs", "a component's log, or the end of all")
     logs.add_argument("component", nargs="?", metavar="COMPONENT")
     logs.add_argument("-f", "--follow", action="store_true", help="go on as lines come")
@@ -424,6 +462,44 @@ def _parser() -> argparse.ArgumentParser:
     _add_certs(commands)
     _add_node(commands)
     return parser
+
+
+def _add_backtest(
+    add: Callable[[str, str], argparse.ArgumentParser],
+    add_json: Callable[[argparse.ArgumentParser], None],
+) -> None:
+    command = add("backtest", "what forecasts were worth, on recorded traces or on a running node")
+    sources = command.add_mutually_exclusive_group()
+    sources.add_argument(
+        "--traces", type=Path, nargs="?", const=SHIPPED, metavar="DIR",
+        help="replay the CSV traces in this folder (without DIR: those that ship)",
+    )  # fmt: skip
+    sources.add_argument(
+        "--forecaster", metavar="HOST:PORT",
+        help="ask this forecaster what it has said (default: that of the local deployment)",
+    )  # fmt: skip
+    for name, what in _FORECASTER_FILES.items():
+        command.add_argument(f"--forecaster-{name}", type=Path, metavar="FILE", help=what)
+    command.add_argument(
+        "--horizon", action="append", metavar="LENGTH",
+        help="how far ahead, such as 90s, 5m or 1h; may be given again (default: 1m, 5m, 1h)",
+    )  # fmt: skip
+    command.add_argument(
+        "--interval", type=_integer(1, 86_400), metavar="SECONDS",
+        help="length of a step (default: 15, or the distance of a trace's rows if that is more)",
+    )  # fmt: skip
+    command.add_argument(
+        "--model", type=Path, metavar="FILE",
+        help="a checkpoint of the server, as one more forecaster",
+    )  # fmt: skip
+    for name in ("node", "metric"):
+        command.add_argument(
+            f"--{name}", action="append", default=[], metavar=name.upper(),
+            help=f"this {name} alone; may be given again",
+        )  # fmt: skip
+    add_json(command)
+    command.add_argument("--csv", type=Path, metavar="FILE", help="write every forecast there")
+    command.add_argument("--html", type=Path, metavar="FILE", help="write a page with plots there")
 
 
 def _integer(least: int, most: int) -> Callable[[str], int]:

@@ -33,19 +33,7 @@ def forecast(title: str, entry: dict[str, Any]) -> bytes:
     figure, (axes,) = _figure(1)
     past_s, past = thin(data["window_time_unix_s"], data["window"])
     ahead_s = data["time_unix_s"]
-    for low, high, alpha, label in (
-        ("lower_95", "upper_95", 0.15, "95 % interval"),
-        ("lower_80", "upper_80", 0.30, "80 % interval"),
-    ):
-        axes.fill_between(
-            _days(ahead_s),
-            data[low],
-            data[high],
-            color=_FORECAST,
-            alpha=alpha,
-            linewidth=0,
-            label=label,
-        )
+    _intervals(axes, data)
     axes.plot(_days(past_s), past, color=_PAST, linewidth=1.4, label="window")
     # The line of what came begins where the window ends: it is one series.
     came_s = np.concatenate([data["window_time_unix_s"][-1:], ahead_s])
@@ -57,21 +45,66 @@ def forecast(title: str, entry: dict[str, Any]) -> bytes:
     _time_axis(axes)
     axes.margins(x=0.01)
     _limit(axes, data)
-    handles, labels = axes.get_legend_handles_labels()
-    order = [
-        labels.index(name)
-        for name in ("window", "forecast", "80 % interval", "95 % interval", "what came")
-    ]
+    _legend(figure, axes)
+    return _png(figure)
+
+
+def record(title: str, entry: dict[str, Any]) -> bytes:
+    """What came, and what was forecast of each moment some time before, with its intervals.
+
+    *entry* has ``unit``, ``window_time_unix_s`` and ``window``, which came, and ``panels``: what
+    was forecast as in ``forecast``, by how long before.
+    """
+    figure, panels = _figure(len(entry["panels"]), a_row=1, height=2.4)
+    came_s = _floats(entry["window_time_unix_s"])
+    for axes, (before, values) in zip(panels, entry["panels"].items(), strict=True):
+        data = {name: _floats(each) for name, each in values.items()}
+        data["window"] = _floats(entry["window"])
+        said_days = _days(data["time_unix_s"])
+        _intervals(axes, data)
+        axes.plot(_days(came_s), data["window"], color=_CAME, linewidth=1.4, label="what came")
+        axes.plot(said_days, data["yhat"], color=_FORECAST, linewidth=1.4, label="forecast")
+        axes.set_title(f"{title}: forecast {before} before", loc="left", fontweight="bold")
+        axes.set_ylabel(entry["unit"])
+        _time_axis(axes)
+        axes.margins(x=0.01)
+        _limit(axes, data)
+    for axes in panels[:-1]:
+        axes.set_xlabel("")
+    _legend(figure, panels[-1])
+    return _png(figure)
+
+
+def _intervals(axes: Axes, data: dict[str, NDArray[np.float64]]) -> None:
+    for low, high, alpha, label in (
+        ("lower_95", "upper_95", 0.15, "95 % interval"),
+        ("lower_80", "upper_80", 0.30, "80 % interval"),
+    ):
+        axes.fill_between(
+            _days(data["time_unix_s"]),
+            data[low],
+            data[high],
+            color=_FORECAST,
+            alpha=alpha,
+            linewidth=0,
+            label=label,
+        )
+
+
+def _legend(figure: Figure, axes: Axes) -> None:
+    """Of what is in *axes*, in the order in which one reads it."""
+    handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+    names = ("window", "forecast", "80 % interval", "95 % interval", "what came")
+    shown = [name for name in names if name in handles]
     figure.legend(
-        [handles[i] for i in order],
-        [labels[i] for i in order],
+        [handles[name] for name in shown],
+        shown,
         loc="outside lower center",
         ncols=5,
         frameon=False,
         columnspacing=1.2,
         handlelength=1.6,
     )
-    return _png(figure)
 
 
 def loss(history: dict[str, Any], metrics: list[str]) -> bytes | None:
@@ -118,12 +151,14 @@ def thin(
     return times_s[kept], values[kept]
 
 
-def _figure(panels: int) -> tuple[Figure, list[Axes]]:
-    columns = min(panels, PANELS_A_ROW)
-    rows = math.ceil(panels / PANELS_A_ROW)
-    width = 6.8 if panels == 1 else 3.4 * columns
+def _figure(
+    panels: int, a_row: int = PANELS_A_ROW, height: float = 3.4
+) -> tuple[Figure, list[Axes]]:
+    columns = min(panels, a_row)
+    rows = math.ceil(panels / a_row)
+    width = 6.8 if columns == 1 else 3.4 * columns
     layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.06)
-    figure = Figure(figsize=(width, 3.4 * rows), dpi=140, layout=layout, facecolor="white")
+    figure = Figure(figsize=(width, height * rows), dpi=140, layout=layout, facecolor="white")
     FigureCanvasAgg(figure)
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for empty in axes[panels:]:
@@ -139,7 +174,7 @@ def _figure(panels: int) -> tuple[Figure, list[Axes]]:
 def _limit(axes: Axes, data: dict[str, NDArray[np.float64]]) -> None:
     """Let a very wide 95 % interval leave the picture, so that the lines can still be seen."""
     names = ("window", "actual", "yhat", "lower_80", "upper_80")
-    inner = np.concatenate([data[name] for name in names])
+    inner = np.concatenate([data[name] for name in names if name in data])
     if not np.isfinite(inner).any():
         return
     low, high = np.nanmin(inner), np.nanmax(inner)

@@ -55,8 +55,8 @@ class Row:
 def write(folder: Path, result: Result) -> list[Path]:
     """Write result.json, the plots and index.html into *folder*; return them, the page first."""
     folder.mkdir(parents=True, exist_ok=True)
-    as_json = json.dumps(_without_nan(result), indent=1, ensure_ascii=False, allow_nan=False)
-    written = [_write(folder / "result.json", as_json.encode())]
+    as_json = json.dumps(without_nan(result), indent=1, ensure_ascii=False, allow_nan=False)
+    written = [write_file(folder / "result.json", as_json.encode())]
     pictures = []
     names: set[str] = set()
     for entry in result["backtest"].get("results", []):
@@ -66,8 +66,8 @@ def write(folder: Path, result: Result) -> list[Path]:
             pictures.append((entry["metric"], title, name, plots.forecast(title, entry)))
     if loss := plots.loss(result["history"], result["metrics"]):
         pictures.append(("", "Loss a round", _file_name("loss", names), loss))
-    written += [_write(folder / name, png) for _, _, name, png in pictures]
-    return [_write(folder / "index.html", _page(result, pictures).encode()), *written]
+    written += [write_file(folder / name, png) for _, _, name, png in pictures]
+    return [write_file(folder / "index.html", _page(result, pictures).encode()), *written]
 
 
 def rows(result: Result) -> list[Row]:
@@ -106,7 +106,7 @@ def summary(result: Result) -> str:
     coverage = pooled_coverage(result)
     if coverage is None:
         return text + "."
-    return f"{text}; its 80 % interval held {_percent(coverage)} of what then came."
+    return f"{text}; its 80 % interval held {percent(coverage)} of what then came."
 
 
 def pooled_coverage(result: Result) -> float | None:
@@ -184,7 +184,7 @@ def _row(node: str, metric: str, errors: Result | None, ahead: Result | None) ->
         errors={name: number(mae.get(name)) for name in FORECASTERS},
         best=errors["best"] if errors else "",
         ratio=f"{federated / naive:.2f}" if naive and federated is not None else "",
-        coverage=_percent(coverage) if coverage is not None else "",
+        coverage=percent(coverage) if coverage is not None else "",
         ahead=words,
         ahead_span=span,
     )
@@ -229,11 +229,12 @@ def number(value: float | None) -> str:
     return f"{value:,.{digits}f}"
 
 
-def _percent(share: float) -> str:
+def percent(share: float) -> str:
     return f"{100 * share:.0f} %"
 
 
-def _page(result: Result, pictures: list[tuple[str, str, str, bytes]]) -> str:
+def render(template: str, **facts: Any) -> str:
+    """A page that is one file."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -241,7 +242,13 @@ def _page(result: Result, pictures: list[tuple[str, str, str, bytes]]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("report.html").render(
+    made = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    return environment.get_template(template).render(made=made, **facts)
+
+
+def _page(result: Result, pictures: list[tuple[str, str, str, bytes]]) -> str:
+    return render(
+        "report.html",
         rows=rows(result),
         ahead_heading=_ahead_heading(rows(result)),
         forecasters=FORECASTERS,
@@ -256,7 +263,6 @@ def _page(result: Result, pictures: list[tuple[str, str, str, bytes]]) -> str:
         if isinstance(result["source"], dict)
         else {"source": result["source"]},
         backtest=result["backtest"].get("results", []),
-        made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         pictures=[
             {"metric": metric, "title": title, "png": base64.b64encode(png).decode()}
             for metric, title, _, png in pictures
@@ -283,19 +289,19 @@ def _file_name(name: str, taken: set[str]) -> str:
     return candidate
 
 
-def _write(file: Path, data: bytes) -> Path:
+def write_file(file: Path, data: bytes) -> Path:
     """Write at once: whoever looks sees the old file or the new one."""
     temporary = file.with_name(f".{file.name}.tmp")
     temporary.write_bytes(data)
     return temporary.replace(file)
 
 
-def _without_nan(value: Any) -> Any:
+def without_nan(value: Any) -> Any:
     """JSON has no NaN and no infinity: they are null."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {str(key): _without_nan(inner) for key, inner in value.items()}
+        return {str(key): without_nan(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_without_nan(inner) for inner in value]
+        return [without_nan(inner) for inner in value]
     return value

@@ -1,4 +1,4 @@
-"""What a node goes by when it calls its processor: files of certificates and of a token."""
+"""Files of certificates and a token, by which a processor or a forecaster is called."""
 
 import contextlib
 import socket
@@ -22,21 +22,23 @@ class Credentials:
     """Files, read whenever a connection is made. Raises ConfigError; nothing is no TLS."""
 
     ca: Path | None = None
-    """PEM of who signed the processor's certificate; with it there is TLS."""
+    """PEM of who signed the server's certificate; with it there is TLS."""
     certificate: Path | None = None
-    """PEM that the processor is shown."""
+    """PEM that the server is shown."""
     key: Path | None = None
     token: Path | None = None
     """A bearer token."""
+    whose: str = "processor"
+    """Before the names of settings, in errors."""
 
     def __post_init__(self) -> None:
         if (self.certificate is None) != (self.key is None):
-            raise ConfigError("processor-certificate and processor-key need each other")
+            raise ConfigError(f"{self.whose}-certificate and {self.whose}-key need each other")
         if self.certificate is not None and self.ca is None:
-            raise ConfigError("processor-certificate needs processor-ca")
+            raise ConfigError(f"{self.whose}-certificate needs {self.whose}-ca")
 
     def channel(self, address: str, options: Sequence[tuple[str, Any]]) -> grpc.Channel:
-        """To the processor at host:port."""
+        """To the server at host:port."""
         if self.ca is None:
             return grpc.insecure_channel(address, options)
         with _named():
@@ -70,7 +72,7 @@ class Credentials:
                 context.wrap_socket(raw, server_hostname=host) as connection,
             ):
                 if self.ca is None:
-                    return "it asks for TLS, and there is no processor-ca"
+                    return f"it asks for TLS, and there is no {self.whose}-ca"
                 if connection.recv(1):  # a server speaks first, of its settings
                     return ""
         except ssl.SSLCertVerificationError as error:
@@ -80,7 +82,7 @@ class Credentials:
         except OSError:
             return ""
         if self.certificate is None:
-            return "it asks for a client's certificate, and there is no processor-certificate"
+            return f"it asks for a client's certificate, and there is no {self.whose}-certificate"
         return f"it refuses the certificate {self.certificate}"
 
     def _context(self) -> ssl.SSLContext:

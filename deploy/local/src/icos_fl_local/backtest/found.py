@@ -1,0 +1,98 @@
+"""What a backtest found, whatever the forecasts came from."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from icos_fl_client.forecasting import backtest
+from icos_fl_client.serving.settings import duration_text
+from numpy.typing import NDArray
+
+from icos_fl_local.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One metric of one node: what was said, and what it was worth."""
+
+    node: str
+    metric: str
+    unit: str
+    interval_seconds: float
+    end_unix_s_t: NDArray[np.float64]
+    """Of each step."""
+    record: backtest.Record
+    scores: list[backtest.StepScores]
+    notes: tuple[str, ...] = ()
+    """What there is no figure of, and why."""
+
+    def horizon(self, step: int) -> str:
+        """Such as ``5m``."""
+        return duration_text(step * self.interval_seconds)
+
+    def entries(self) -> Iterator[dict[str, Any]]:
+        """As plain data, one a horizon."""
+        for each in self.scores:
+            yield {
+                "node": self.node,
+                "metric": self.metric,
+                "unit": self.unit,
+                "interval_seconds": self.interval_seconds,
+                "horizon": self.horizon(each.step),
+                "step": each.step,
+                "forecasters": [asdict(score) for score in each.forecasters],
+                "intervals": [asdict(interval) for interval in each.intervals],
+            }
+
+
+@dataclass(frozen=True)
+class Found:
+    """All of a backtest."""
+
+    source: str
+    judged: list[Judged]
+    """Those that have figures."""
+    notes: list[str]
+    """What there is no figure of, with the reason; what a reader must know of the others."""
+
+    def nothing(self) -> str:
+        """Why there is no figure at all."""
+        return f"{self.source}: no figures: {'; '.join(self.notes) or 'nothing is forecast'}"
+
+
+def judge(
+    about: tuple[str, str, str, float],
+    end_unix_s_t: NDArray[np.float64],
+    number_t: NDArray[np.int64],
+    record: backtest.Record,
+    notes: Sequence[str] = (),
+) -> Judged:
+    """Score *record*, *about* which are node, metric, unit and seconds of a step."""
+    node, metric, _, interval_s = about
+    scores = backtest.score(record, backtest.baselines(record, number_t, interval_s))
+    steps = int(np.isfinite(record.values_t).sum())
+    without = [
+        f"{node}, {metric}: nothing came {duration_text(ahead * interval_s)} after a forecast, "
+        f"in {steps} steps with a value"
+        for ahead in sorted({*record.steps_h.tolist()} - {each.step for each in scores})
+    ]
+    return Judged(*about, end_unix_s_t, record, scores, (*notes, *without))
+
+
+def gather(source: str, judged: Iterable[Judged], notes: list[str]) -> Found:
+    """Keep what has figures."""
+    kept = []
+    for each in judged:
+        notes += each.notes
+        kept += [each] if each.scores else []
+    return Found(source, kept, notes)
+
+
+def known(what: str, asked: Sequence[str], there: Sequence[str]) -> Sequence[str]:
+    """Those that are *asked* for, or all. Raises UsageError."""
+    names = list(dict.fromkeys(there))
+    for name in asked:
+        if name not in names:
+            raise UsageError(f"no {what} {name!r}; there are: {', '.join(names)}")
+    return asked or names

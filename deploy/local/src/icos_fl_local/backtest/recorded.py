@@ -1,0 +1,164 @@
+"""Recorded traces, replayed step by step into the combination that a node runs."""
+
+import functools
+import json
+import math
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from icos_fl_client.forecasting import Combination, History, backtest
+from icos_fl_client.forecasting.history import GAP_STEPS_MAX
+from icos_fl_client.serving.grid import DRIFT_SHARE_MAX, Grid
+from icos_fl_client.serving.model import FederatedModel
+from icos_fl_client.serving.settings import STEPS_AHEAD_MAX, duration_seconds, duration_text
+from icos_fl_client.units import limits_of
+from icos_fl_timeseries_store import ModelVersion
+from safetensors import SafetensorError, safe_open
+
+from icos_fl_local import traces
+from icos_fl_local.backtest.found import Found, Judged, gather, judge, known
+from icos_fl_local.errors import UsageError
+from icos_fl_local.run_config import choose_metrics
+
+HORIZONS = ("1m", "5m", "1h")
+INTERVAL_SECONDS = 15
+"""Both as the forecaster has them."""
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """What traces are replayed for. No nodes: all; no metrics: those that ``up`` learns."""
+
+    nodes: Sequence[str]
+    metrics: Sequence[str]
+    horizons: Sequence[str]
+    interval_seconds: int | None = None
+    """None: 15, or what the rows of a trace are apart, if that is more."""
+    model: Path | None = None
+    """A checkpoint."""
+
+
+def of_traces(folder: Path, options: Replayed) -> Found:
+    """Replay recorded traces. Raises TraceError or UsageError."""
+    horizons_s = sorted({_seconds(text) for text in options.horizons})
+    loaded = traces.load(folder)
+    chosen = known("node", options.nodes, [trace.node for trace in loaded])
+    loaded = [trace for trace in loaded if trace.node in chosen]
+    columns = [traces.column_of(name) for trace in loaded for name in trace.columns]
+    metrics = choose_metrics(options.metrics, columns)
+    checkpoint = _checkpoint(options.model, metrics) if options.model else None
+    notes = [f"{options.model} may have been trained on these rows"] if options.model else []
+    replays = []
+    for trace in loaded:
+        interval_s = options.interval_seconds or _interval_seconds(trace)
+        if trace.interval_seconds > interval_s * (1 + DRIFT_SHARE_MAX):
+            apart = f"rows are {trace.interval_seconds:g} s apart"
+            notes.append(f"{trace.node}: {apart}, more than a step of {interval_s} s")
+            continue
+        steps = list(_steps(trace.node, horizons_s, interval_s, notes))
+        for metric in metrics if steps else ():
+            if metric in map(traces.column_of, trace.columns):
+                arguments = trace, metric, interval_s, steps, checkpoint
+                replays.append(functools.partial(_replay, *arguments))
+            elif metric in options.metrics:
+                notes.append(f"{trace.node}: no metric {metric}")
+    return gather(f"traces of {folder}", _together(replays), notes)
+
+
+def _interval_seconds(trace: traces.Trace) -> int:
+    distance_s = trace.interval_seconds
+    fits = distance_s <= INTERVAL_SECONDS * (1 + DRIFT_SHARE_MAX)
+    return INTERVAL_SECONDS if fits else math.ceil(distance_s)
+
+
+def _seconds(text: str) -> int:
+    try:
+        return duration_seconds(text)
+    except ValueError as error:
+        raise UsageError(f"--horizon {error}") from None
+
+
+def _steps(
+    node: str, horizons_s: Sequence[int], interval_s: int, notes: list[str]
+) -> Iterator[int]:
+    """The horizons in steps; *notes* gets a line for each of which that cannot be told."""
+    for horizon_s in horizons_s:
+        steps = horizon_s / interval_s
+        if steps == round(steps) and 1 <= steps <= STEPS_AHEAD_MAX:
+            yield round(steps)
+        else:
+            has = f"{round(steps, 4):g} steps of {interval_s} s"
+            limits = f"1 to {STEPS_AHEAD_MAX} whole ones are needed"
+            notes.append(f"{node}: horizon {duration_text(horizon_s)} is {has}; {limits}")
+
+
+def _checkpoint(file: Path, metrics: Sequence[str]) -> tuple[str, ModelVersion]:
+    """A metric and its model, as ``icos-fl-server`` wrote them. Raises UsageError."""
+    try:
+        with safe_open(file, "np") as opened:
+            facts = opened.metadata() or {}
+            weights = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        metric, round_, run = facts["metric"], int(facts["round"]), json.loads(facts["run-config"])
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise UsageError(f"--model {file} is no checkpoint of icos-fl-server: {error}") from None
+    if metric not in metrics:
+        raise UsageError(f"--model {file} is of {metric}; asked for are: {', '.join(metrics)}")
+    return metric, ModelVersion(round_, weights, run)
+
+
+def _replay(
+    trace: traces.Trace,
+    metric: str,
+    interval_s: int,
+    steps: Sequence[int],
+    checkpoint: tuple[str, ModelVersion] | None,
+) -> Judged:
+    place = [traces.column_of(name) for name in trace.columns].index(metric)
+    unit = trace.units[place]
+    grid = Grid(interval_s * 10**9)
+    whole = list(grid.add(trace.times_s * 10**9, trace.values_tf[:, place]))
+    number_t, values_t = backtest.with_gaps(
+        np.array([number for number, _ in whole], np.int64),
+        np.array([value for _, value in whole]),
+        GAP_STEPS_MAX + 2 + max(steps),  # of more a combination knows nothing either
+    )
+    model = FederatedModel(trace.node, metric, grid.interval_ns)  # a node has one, if it is silent
+    notes = []
+    if checkpoint and checkpoint[0] == metric:
+        model.take(checkpoint[1], History(), grid.distance_ns)
+        notes += [f"{trace.node}, {metric}: {model.why_not}"] if model.why_not else []
+    lower, upper = limits_of(unit)
+    record = backtest.replay(values_t, Combination(steps, [model], lower=lower, upper=upper))
+    end_unix_s_t = np.array([grid.end_ns(number) for number in number_t.tolist()]) / 1e9
+    about = trace.node, metric, unit, float(interval_s)
+    return judge(about, end_unix_s_t, number_t, record, notes)
+
+
+def _together(replays: Sequence["functools.partial[Judged]"]) -> Iterator[Judged]:
+    """Run them on all cores, in processes that end with this one; tell a terminal how far it is."""
+    cores = min(len(os.sched_getaffinity(0)), len(replays))
+    if not cores:
+        return
+    line = "\r\x1b[2K" if sys.stderr.isatty() else ""
+    with multiprocessing.get_context("spawn").Pool(cores, _leave_interrupts) as pool:
+        for count, found in enumerate(pool.imap(_call, replays), start=1):
+            if line:
+                told = f"{line}{count} of {len(replays)}: {found.node}, {found.metric}"
+                print(told, end="", file=sys.stderr, flush=True)
+            yield found
+    print(line, end="", file=sys.stderr)
+
+
+def _call(replay: "functools.partial[Judged]") -> Judged:
+    return replay()
+
+
+def _leave_interrupts() -> None:
+    """Ctrl-C goes to the whole group; the parent ends its children."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

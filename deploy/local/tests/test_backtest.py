@@ -1,0 +1,319 @@
+"""``icos-fl backtest``: on traces of which one can tell by hand, and on a real forecaster."""
+
+import csv
+import io
+import json
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from icos_fl_client.serving.board import Board
+from icos_fl_client.serving.follower import Follower, Following
+from icos_fl_client.serving.kept import KeptState
+from icos_fl_client.serving.server import Server
+from icos_fl_local import traces
+from icos_fl_local.backtest import command, report
+from icos_fl_local.backtest.found import Found
+from icos_fl_local.backtest.recorded import Replayed, of_traces
+from icos_fl_local.backtest.running import ForecasterClient, of_node
+from icos_fl_local.errors import UsageError
+from icos_fl_timeseries_store import MemoryStore
+from rich.console import Console
+
+ROOT = Path(__file__).parents[3]
+SECOND = 10**9
+START_S = 1_700_000_000
+STEP_S = 15
+ROWS = 400
+
+
+def write_trace(file: Path, step_s: int = STEP_S, **columns: np.ndarray) -> None:
+    file.parent.mkdir(exist_ok=True)
+    rows = zip(*columns.values(), strict=True)
+    lines = [",".join(["time_unix_s", *columns])]
+    lines += [f"{START_S + n * step_s},{','.join(map(repr, row))}" for n, row in enumerate(rows)]
+    file.write_text("\n".join(lines).replace("np.float64(", "").replace(")", "") + "\n")
+
+
+def walk(count: int = ROWS) -> np.ndarray:
+    rng = np.random.default_rng(3)
+    return np.clip(50 + 30 * np.sin(np.arange(count) / 9) + rng.normal(size=count), 0, 100)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A ramp of 2 W a step, a constant CPU; and a node that moves."""
+    folder = tmp_path_factory.mktemp("traces")
+    write_trace(folder / "ramp.csv", power_w=2.0 * np.arange(ROWS), cpu_percent=np.full(ROWS, 25.0))
+    write_trace(folder / "walker.csv", cpu_percent=walk())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def found(folder: Path) -> Found:
+    return of_traces(folder, Replayed(nodes=(), metrics=(), horizons=("5m", "1m")))
+
+
+def entry(found: Found, node: str, metric: str, horizon: str) -> dict[str, Any]:
+    (one,) = (
+        each
+        for each in report.as_json(found)["results"]
+        if (each["node"], each["metric"], each["horizon"]) == (node, metric, horizon)
+    )
+    return one
+
+
+def scores(entry: dict[str, Any]) -> dict[str, Any]:
+    return {score["forecaster"]: score for score in entry["forecasters"]}
+
+
+def test_last_value_is_behind_a_ramp_by_as_much_as_it_rises(found: Found) -> None:
+    last = scores(entry(found, "ramp", "power_consumption", "5m"))["last"]
+    assert last == {"forecaster": "last", "origins": ROWS - 20, "mae": 2.0 * 20, "ratio": 1.0}
+
+
+def test_constant_has_no_error_and_no_ratio(found: Found) -> None:
+    combination = scores(entry(found, "ramp", "cpu_usage", "1m"))["combination"]
+    assert (combination["mae"], combination["ratio"]) == (0.0, None)
+
+
+def test_every_forecaster_is_told_beside_the_baselines(found: Found) -> None:
+    names = list(scores(entry(found, "walker", "cpu_usage", "1m")))
+    assert names[:3] == ["combination", "window-mean", "last"]
+    assert {"memory-level-16", "memory-shape-32", "drift-40"} < set(names)
+
+
+def test_seasonal_repeat_is_best_of_a_day_that_comes_again(tmp_path: Path) -> None:
+    day = np.random.default_rng(0).uniform(0, 100, 24)
+    write_trace(tmp_path / "daily.csv", 3600, cpu_percent=np.tile(day, 4))
+
+    found = of_traces(tmp_path, Replayed(nodes=(), metrics=(), horizons=("2h",)))
+
+    repeat = scores(entry(found, "daily", "cpu_usage", "2h"))["seasonal-repeat"]
+    assert repeat == {"forecaster": "seasonal-repeat", "origins": 72, "mae": 0.0, "ratio": 0.0}
+
+
+def test_csv_has_every_forecast_and_gives_the_figures_of_the_json(
+    found: Found, tmp_path: Path
+) -> None:
+    report.write_csv(tmp_path / "a.csv", found)
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "a.csv").read_text())))
+
+    for figures in report.as_json(found)["results"]:
+        about = figures["node"], figures["metric"], str(figures["step"])
+        here = [row for row in rows if (row["node"], row["metric"], row["step"]) == about]
+        known = [row for row in here if row["actual"]]
+        errors = [abs(float(row["yhat"]) - float(row["actual"])) for row in known]
+        combination = scores(figures)["combination"]
+        assert (len(here), len(known)) == (ROWS, combination["origins"])
+        assert np.mean(errors) == pytest.approx(combination["mae"], abs=1e-12)
+        ahead = {float(row["time_unix_s"]) - float(row["origin_unix_s"]) for row in here}
+        assert ahead == {figures["step"] * 15.0}
+        for interval in figures["intervals"]:
+            level = interval["percent"]
+            inside = [
+                float(row[f"lower_{level}"]) <= float(row["actual"]) <= float(row[f"upper_{level}"])
+                for row in known
+                if row[f"lower_{level}"]
+            ]
+            assert (len(inside), np.mean(inside)) == (interval["origins"], interval["coverage"])
+
+
+def test_actual_is_what_the_trace_had_then(found: Found, tmp_path: Path) -> None:
+    report.write_csv(tmp_path / "a.csv", found)
+    with (tmp_path / "a.csv").open() as stream:
+        rows = [row for row in csv.DictReader(stream) if row["metric"] == "power_consumption"]
+    for row in rows:
+        if row["actual"]:
+            # A row stands in the middle of its step.
+            place = (float(row["time_unix_s"]) - STEP_S / 2 - START_S) / STEP_S
+            assert float(row["actual"]) == pytest.approx(2.0 * place, abs=1.0)
+
+
+def test_what_comes_later_changes_no_earlier_forecast(found: Found, tmp_path: Path) -> None:
+    changed = walk()
+    changed[300:] = 99.0
+    write_trace(tmp_path / "walker.csv", cpu_percent=changed)
+
+    options = Replayed(nodes=(), metrics=(), horizons=("5m", "1m"))
+    (other,) = of_traces(tmp_path, options).judged
+
+    (same,) = (each for each in found.judged if each.node == "walker")
+    for name in ("yhat_th", "quantile_tqh", "said_tkh"):
+        mine, its = getattr(same.record, name), getattr(other.record, name)
+        np.testing.assert_array_equal(mine[:300], its[:300])
+        assert not np.array_equal(mine[300:], its[300:], equal_nan=True)
+
+
+def test_tables_fit_a_narrow_terminal(found: Found) -> None:
+    written = io.StringIO()
+    report.show(found, Console(file=written, width=140))
+    shown = written.getvalue()
+    assert max(len(line.rstrip()) for line in shown.splitlines()) <= 100
+    assert re.search(r"ramp +1m +396 +8\.00", shown)
+    assert re.search(r"window-mean +\d", shown)
+
+
+def test_page_has_the_figures_and_asks_no_other_host(found: Found, tmp_path: Path) -> None:
+    report.write_page(tmp_path / "a.html", found)
+    page = (tmp_path / "a.html").read_text()
+    for metric in ("power_consumption", "cpu_usage"):
+        assert f"<h2>{metric}" in page
+    assert page.count("data:image/png;base64,") == 3
+    assert not re.search(r"(?:src|href)=\"(?!data:)|url\(|https?://", page)
+    words = report.row(entry(found, "walker", "cpu_usage", "5m"))
+    assert all(f">{words[name]}</td>" in page for name in words)
+
+
+def test_grid_is_what_coarse_rows_allow(tmp_path: Path) -> None:
+    write_trace(tmp_path / "coarse.csv", 300, cpu_percent=walk(60))
+
+    found = of_traces(tmp_path, Replayed(nodes=(), metrics=(), horizons=("1m", "5m")))
+
+    assert [each["horizon"] for each in report.as_json(found)["results"]] == ["5m"]
+    assert found.notes == [
+        "coarse: horizon 1m is 0.2 steps of 300 s; 1 to 4096 whole ones are needed"
+    ]
+
+
+def test_gap_ends_what_is_judged(tmp_path: Path) -> None:
+    write_trace(tmp_path / "gap.csv", cpu_percent=walk(100))
+    lines = (tmp_path / "gap.csv").read_text().splitlines()
+    (tmp_path / "gap.csv").write_text("\n".join(lines[:51] + lines[60:]) + "\n")
+
+    found = of_traces(tmp_path, Replayed(nodes=(), metrics=(), horizons=("1m",)))
+
+    assert scores(entry(found, "gap", "cpu_usage", "1m"))["last"]["origins"] == (50 - 4) + (41 - 4)
+
+
+class Forecaster:
+    """The real service, on a store that has the rows of a trace."""
+
+    def __init__(self, trace: traces.Trace) -> None:
+        store = MemoryStore()
+        columns = [traces.column_of(name) for name in trace.columns]
+        units = dict(zip(columns, trace.units, strict=True))
+        window = store.create_window(trace.node, len(trace.times_s))
+        window.append(columns, trace.times_s * SECOND, trace.values_tf, units)
+        following = Following(STEP_S * SECOND, (60 * SECOND, 300 * SECOND), recorded=True)
+        board = Board()
+        follower = Follower(following, board, KeptState(None))
+        self.server = Server(lambda: store, follower, board, "127.0.0.1:0")
+        self.server.start()
+        self.address = f"127.0.0.1:{self.server.port}"
+        self.board = board
+
+    def wait(self, metrics: int) -> None:
+        while len(self.board.outlooks()) < metrics:
+            self.board.wait(0, 10.0)
+
+
+@pytest.fixture(scope="module")
+def forecaster(folder: Path) -> Iterator[Forecaster]:
+    (trace,) = (each for each in traces.load(folder) if each.node == "walker")
+    service = Forecaster(trace)
+    service.wait(1)
+    yield service
+    service.server.stop()
+
+
+def test_node_that_runs_is_judged_by_what_it_said(forecaster: Forecaster, found: Found) -> None:
+    """On the rows of a trace it has said what a replay says, and the figures are the same."""
+    with ForecasterClient(forecaster.address) as client:
+        judged = of_node(client, (), ())
+
+    mine = report.as_json(judged)["results"]
+    assert len(mine) == 2
+    for figures in mine:
+        its = entry(found, "walker", "cpu_usage", figures["horizon"])
+        assert figures == its
+
+
+def icos_fl(*arguments: str, cwd: Path = ROOT) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", "icos_fl_local", "backtest", *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def test_command_asks_a_node_and_prints_json(forecaster: Forecaster, tmp_path: Path) -> None:
+    ended = icos_fl("--forecaster", forecaster.address, "--json", "--csv", str(tmp_path / "a.csv"))
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert json.loads(ended.stdout)["source"] == f"forecaster at {forecaster.address}"
+    assert len((tmp_path / "a.csv").read_text().splitlines()) == 1 + 2 * ROWS
+
+
+@pytest.mark.parametrize(
+    ("asked", "line"),
+    [
+        ({"metrics": ["gpu"]}, "no node has the metric 'gpu'; there are: cpu_usage"),
+        ({"nodes": ["nobody"]}, "no node 'nobody'; there are: ramp, walker"),
+        ({"horizons": ["soon"]}, "--horizon 'soon' is no duration such as 90s, 5m, 1h or 1d"),
+        ({"horizons": ["5s"]}, "walker: horizon 5s is 0.3333 steps of 15 s; 1 to 4096 whole"),
+        ({"horizons": ["40s"]}, "walker: horizon 40s is 2.6667 steps of 15 s; 1 to 4096 whole"),
+        ({"horizons": ["2d"]}, "walker: horizon 2d is 11520 steps of 15 s; 1 to 4096 whole"),
+        ({"horizons": ["4h"]}, "cpu_usage: nothing came 4h after a forecast, in 400 steps with a"),
+        ({"interval_seconds": 5}, "walker: rows are 15 s apart, more than a step of 5 s"),
+        ({"model": Path("nothing")}, "--model nothing is no checkpoint of icos-fl-server:"),
+    ],
+    ids=lambda value: str(value) if isinstance(value, dict) else "",
+)
+def test_what_traces_do_not_have_is_refused(folder: Path, asked: dict[str, Any], line: str) -> None:
+    chosen = {"nodes": ["walker"], "metrics": (), "horizons": ["1m"], **asked}
+    with pytest.raises(UsageError, match=re.escape(line)):
+        command.replay(folder, Replayed(**chosen), command.Output(json=False, csv=None, html=None))
+
+
+def test_file_that_cannot_be_written_is_refused_before_the_work(folder: Path) -> None:
+    output = command.Output(json=False, csv=folder, html=None)
+    with pytest.raises(UsageError, match="cannot be written: a folder has that name"):
+        command.replay(folder / "nowhere", Replayed((), (), ("1m",)), output)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "line"),
+    [
+        (["--traces", "nowhere"], 2, "nowhere is not a folder"),
+        (["--horizon", "5m"], 2, "--horizon is for --traces: a forecaster has its own"),
+        (["--forecaster", "127.0.0.1:1"], 1, "forecaster at 127.0.0.1:1: UNAVAILABLE"),
+        ([], 3, "no deployment runs there"),
+    ],
+    ids=["traces", "horizon", "away", "nothing"],
+)
+def test_command_refuses(tmp_path: Path, arguments: list[str], status: int, line: str) -> None:
+    ended = icos_fl(*arguments, cwd=tmp_path)
+    assert (ended.returncode, ended.stdout, len(ended.stderr.splitlines())) == (status, "", 1)
+    assert line in ended.stderr
+
+
+def test_model_of_another_metric_is_refused(folder: Path, tmp_path: Path) -> None:
+    from safetensors.numpy import save_file
+
+    facts = {"metric": "power_consumption", "round": "1", "run-config": "{}"}
+    save_file({"a": np.zeros(1)}, tmp_path / "m.safetensors", facts)
+    options = Replayed((), ("cpu_usage",), ("1m",), model=tmp_path / "m.safetensors")
+    with pytest.raises(UsageError, match="is of power_consumption; asked for are: cpu_usage"):
+        of_traces(folder, options)
+
+
+def test_commands_of_the_docs_run(folder: Path, tmp_path: Path, forecaster: Forecaster) -> None:
+    """Those of docs/backtest.md, on a shorter trace and the forecaster that is there."""
+    shown = re.search(r"```sh\n(.*?)```", (ROOT / "docs/backtest.md").read_text(), re.DOTALL)
+    assert shown
+    for line in shown[1].splitlines():
+        asked = line.replace("deploy/local/src/icos_fl_local/traces", str(folder))
+        asked = asked.replace("pfe1", "walker").replace("127.0.0.1:50052", forecaster.address)
+        name, _, *arguments = shlex.split(asked)
+        ended = icos_fl(*arguments, cwd=tmp_path)
+        assert (name, ended.returncode, ended.stderr) == ("icos-fl", 0, "")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["backtest.html", "forecasts.csv"]
