@@ -11,6 +11,7 @@ import pytest
 from icos_fl.forecast.v1 import forecast_service_pb2 as pb
 from icos_fl.forecast.v1 import forecast_service_pb2_grpc as pb_grpc
 from icos_fl_client.node import build_model, weights_of
+from icos_fl_client.serving import follower
 from icos_fl_client.serving.board import Board
 from icos_fl_client.serving.follower import Follower, Following
 from icos_fl_client.serving.kept import KeptState
@@ -83,9 +84,10 @@ class Service:
             expectations=self.expectations,
             recorded=self.recorded,
         )
+        self.follower = Follower(following, self.board, KeptState(self.folder), self.processor)
         self.server = Server(
             lambda: self.store,
-            Follower(following, self.board, KeptState(self.folder), self.processor),
+            self.follower,
             self.board,
             "127.0.0.1:0",
             watchers_max=self.watchers_max,
@@ -131,6 +133,15 @@ class Service:
 
     def record(self, metric: str = "cpu") -> pb.GetRecordResponse:
         return self.stub.GetRecord(pb.GetRecordRequest(node="a", metric=metric))
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch):
+    """Judge windows and look for models whenever there is something new."""
+    monkeypatch.setattr(follower, "JUDGE_SECONDS", 0.0)
+    monkeypatch.setattr(follower, "MODEL_SECONDS", 0.0)
+    monkeypatch.setattr(follower, "WAIT_SECONDS", 0.2)
+    monkeypatch.setattr(follower, "RETRY_SECONDS", 0.1)
 
 
 @pytest.fixture

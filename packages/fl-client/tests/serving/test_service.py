@@ -7,7 +7,6 @@ import grpc
 import numpy as np
 import pytest
 from icos_fl.forecast.v1 import forecast_service_pb2 as pb
-from icos_fl_client.serving import follower
 from icos_fl_timeseries_store import StoreUnavailable
 from icos_fl_timeseries_store.conditions import ColumnExpectations, Expectations
 
@@ -16,15 +15,6 @@ SECOND = 10**9
 
 def wave(count: int, first: int = 0) -> list[float]:
     return (50 + 20 * np.sin((first + np.arange(count)) / 10)).tolist()
-
-
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch):
-    """Judge windows and look for models whenever there is something new."""
-    monkeypatch.setattr(follower, "JUDGE_SECONDS", 0.0)
-    monkeypatch.setattr(follower, "MODEL_SECONDS", 0.0)
-    monkeypatch.setattr(follower, "WAIT_SECONDS", 0.2)
-    monkeypatch.setattr(follower, "RETRY_SECONDS", 0.1)
 
 
 def test_rows_become_forecasts_from_the_end_of_the_newest_step(service):

@@ -20,6 +20,7 @@ from icos_fl_client.serving.board import Board
 from icos_fl_client.serving.follower import Follower, Following
 from icos_fl_client.serving.kept import KeptState
 from icos_fl_client.serving.metrics import BoardCollector
+from icos_fl_client.serving.page import Page
 from icos_fl_client.serving.server import Server
 from icos_fl_client.serving.settings import ForecasterSettings
 
@@ -37,13 +38,21 @@ def main() -> None:
     signals = Signals(signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
     board = Board()
     try:
+        follower = _follower(settings, board)
         server = Server(
             lambda: connect(settings.store),
-            _follower(settings, board),
+            follower,
             board,
             settings.listen_address,
             watchers_max=settings.watchers_max,
             security=load_security(settings.tls, settings.tokens),
+        )
+        page = settings.page_address and Page(
+            settings.page_address,
+            board,
+            follower,
+            lambda: server.security,
+            recorded=settings.recorded,
         )
         REGISTRY.register(BoardCollector(board.outlooks))
         metrics = Metrics(
@@ -65,7 +74,11 @@ def main() -> None:
     server.start()
     log = structlog.get_logger()
     log.info(
-        "serving", address=settings.listen_address, port=server.port, metrics_port=metrics.port
+        "serving",
+        address=settings.listen_address,
+        port=server.port,
+        metrics_port=metrics.port,
+        page_port=page.port if page else None,
     )
     while signals.wait() == signal.SIGHUP:
         try:
@@ -75,6 +88,8 @@ def main() -> None:
         else:
             log.info("new certificates and tokens taken over")
     log.info("stopping")
+    if page:
+        page.close()
     server.stop()
     metrics.close()
 

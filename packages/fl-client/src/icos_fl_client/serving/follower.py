@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import structlog
 from icos_fl_timeseries_store import Rows, Store, StoreError, UnknownNode, Window
@@ -57,6 +57,17 @@ class Following:
     """Are the rows recorded ones, whose times are not compared with the clock?"""
 
 
+@dataclass(frozen=True)
+class NodeHealth:
+    """A node's window, when it was judged last."""
+
+    name: str
+    rows: int
+    capacity_rows: int
+    conditions: tuple[dict[str, str], ...]
+    """What is wrong, worst first: condition (its word), column, reason."""
+
+
 class Follower:
     """Posts outlooks to *board* from ``start`` to ``stop``."""
 
@@ -90,6 +101,11 @@ class Follower:
     def record(self, node: str, metric: str) -> Record | None:
         """What was said of a metric and what came; None if it is not followed."""
         return found.record(metric) if (found := self._nodes.get(node)) else None
+
+    def health(self) -> list[NodeHealth]:
+        """Of each node whose window has been judged, sorted by name."""
+        nodes = sorted(self._nodes.items())
+        return [node.health for _, node in nodes if node.health]
 
     def _begin(self, name: str, run: Callable[[], None]) -> None:
         thread = threading.Thread(target=run, name=name, daemon=True)
@@ -129,6 +145,7 @@ class _Node:
         self._metrics: dict[str, MetricForecaster] = {}
         self._none: dict[str, NoForecast] = {}
         """By metric; that of the whole node under the empty name."""
+        self.health: NodeHealth | None = None
         self._using = threading.Lock()
         self._cursor = 0
         self._newest_ns = 0
@@ -196,6 +213,9 @@ class _Node:
         found = judge(rows, self._following.expectations, now_ns)
         # Worst first, and so is what stays of two.
         self._none = {each.column: none for each in reversed(found) if (none := _none_of(each))}
+        info = window.info()
+        wrong = tuple(_condition(each.column, each.condition.word, each.reason) for each in found)
+        self.health = NodeHealth(self._name, info.rows, info.capacity_rows, wrong)
 
     def _add(self, rows: Rows) -> set[str]:
         grown = set()
@@ -257,9 +277,17 @@ class _Node:
         away = time.monotonic() - self._looked_s
         if away > limit:
             reason = f"for {away:.0f} s, {limit:g} s are the limit: {error}"
-            self._none = {"": NoForecast(Reason.STORE_UNAVAILABLE, reason)}
+            none = NoForecast(Reason.STORE_UNAVAILABLE, reason)
+            self._none = {"": none}
+            if self.health:
+                wrong = (_condition("", none.reason.value, reason),)
+                self.health = replace(self.health, conditions=wrong)
             self._judged_s = -float("inf")
             self._post(set(self._metrics))
+
+
+def _condition(column: str, word: str, reason: str) -> dict[str, str]:
+    return {"condition": word, "column": column, "reason": reason}
 
 
 def _none_of(found: Finding) -> NoForecast | None:

@@ -69,6 +69,11 @@ class Server:
         """Serve from now on; ``port`` is the port."""
         self._server.start()
 
+    @property
+    def security(self) -> Security:
+        """What it asks of who connects now."""
+        return self._security
+
     def take_over(self, security: Security) -> None:
         """Go by it from the next connection and call on; those that are there go on."""
         self._security = security

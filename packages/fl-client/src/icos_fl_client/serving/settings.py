@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Self
 
-from icos_fl_service.security import SecuredSettings
+from icos_fl_service.security import SecuredSettings, is_loopback
 from icos_fl_timeseries_store import StoreSettings
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
@@ -84,8 +84,24 @@ class ForecasterSettings(SecuredSettings):
     """File that says what healthy windows look like, and what values can be; the processor's."""
     recorded: bool = False
     """Are the rows recorded ones, whose times are not compared with the clock?"""
+    page_address: str = Field(default="", pattern=r"^(\S+:\d{1,5})?$")
+    """host:port to serve the page for people on; port 0 takes a free one. Empty: off. An address
+    that other machines reach needs TOKENS."""
     watchers_max: int = Field(default=16, ge=1, le=1000)
     """Clients that may watch forecasts at once; each takes a thread."""
+
+    def addresses(self) -> tuple[str, ...]:
+        """See SecuredSettings."""
+        return (self.listen_address, self.page_address)
+
+    @model_validator(mode="after")
+    def _page_for_whom(self) -> Self:
+        if self.page_address and not is_loopback(self.page_address) and self.tokens is None:
+            raise ValueError(
+                f"other machines reach the page on {self.page_address}: give TOKENS, of which who "
+                "reads it needs one"
+            )
+        return self
 
     @model_validator(mode="after")
     def _whole_steps(self) -> Self:
