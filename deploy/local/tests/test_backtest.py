@@ -13,6 +13,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import trustme
+from icos_fl.federation.v1.weights import Flat
+from icos_fl_client.credentials import Credentials
+from icos_fl_client.forecasting.anchor_lstm import anchors
 from icos_fl_client.serving.board import Board
 from icos_fl_client.serving.follower import Follower, Following
 from icos_fl_client.serving.kept import KeptState
@@ -22,7 +26,9 @@ from icos_fl_local.backtest import command, report
 from icos_fl_local.backtest.found import Found
 from icos_fl_local.backtest.recorded import Replayed, of_traces
 from icos_fl_local.backtest.running import ForecasterClient, of_node
-from icos_fl_local.errors import UsageError
+from icos_fl_local.errors import LocalError, UsageError
+from icos_fl_server.checkpoints import Checkpoint, Checkpoints
+from icos_fl_service.security import Security, TlsSettings, load_security
 from icos_fl_timeseries_store import MemoryStore
 from rich.console import Console
 
@@ -195,7 +201,7 @@ def test_gap_ends_what_is_judged(tmp_path: Path) -> None:
 class Forecaster:
     """The real service, on a store that has the rows of a trace."""
 
-    def __init__(self, trace: traces.Trace) -> None:
+    def __init__(self, trace: traces.Trace, security: Security = Security()) -> None:  # noqa: B008
         store = MemoryStore()
         columns = [traces.column_of(name) for name in trace.columns]
         units = dict(zip(columns, trace.units, strict=True))
@@ -204,14 +210,17 @@ class Forecaster:
         following = Following(STEP_S * SECOND, (60 * SECOND, 300 * SECOND), recorded=True)
         board = Board()
         follower = Follower(following, board, KeptState(None))
-        self.server = Server(lambda: store, follower, board, "127.0.0.1:0")
+        address = "127.0.0.1:0"
+        self.server = Server(lambda: store, follower, board, address, security=security)
         self.server.start()
-        self.address = f"127.0.0.1:{self.server.port}"
+        self.address = f"localhost:{self.server.port}"
         self.board = board
 
     def wait(self, metrics: int) -> None:
-        while len(self.board.outlooks()) < metrics:
-            self.board.wait(0, 10.0)
+        count, posted = self.board.since(0)
+        while len(posted) < metrics:
+            self.board.wait(count, 60.0, lambda: False)
+            count, posted = self.board.since(0)
 
 
 @pytest.fixture(scope="module")
@@ -233,6 +242,33 @@ def test_node_that_runs_is_judged_by_what_it_said(forecaster: Forecaster, found:
     for figures in mine:
         its = entry(found, "walker", "cpu_usage", figures["horizon"])
         assert figures == its
+
+
+def test_forecaster_with_tls_and_tokens_is_asked_by_files(folder: Path, tmp_path: Path) -> None:
+    authority = trustme.CA()
+    issued = authority.issue_cert("localhost")
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    issued.cert_chain_pems[0].write_to_path(tmp_path / "server.pem")
+    issued.private_key_pem.write_to_path(tmp_path / "server.key")
+    (tmp_path / "token").write_text("a-token-of-some-length\n")
+    for name in ("server.key", "token"):
+        (tmp_path / name).chmod(0o600)
+    tls = TlsSettings(certificate=tmp_path / "server.pem", key=tmp_path / "server.key")
+    service = Forecaster(traces.load(folder)[0], load_security(tls, tmp_path / "token"))
+    try:
+        service.wait(2)
+        files = Credentials(ca=tmp_path / "ca.pem", token=tmp_path / "token", whose="forecaster")
+        with ForecasterClient(service.address, files) as client:
+            assert [each.node for each in of_node(client, (), ()).judged] == ["ramp", "ramp"]
+        for files, cause in (
+            (Credentials(ca=tmp_path / "ca.pem"), "UNAUTHENTICATED"),
+            (Credentials(whose="forecaster"), "it asks for TLS, and there is no forecaster-ca"),
+        ):
+            client = ForecasterClient(service.address, files)
+            with client, pytest.raises(LocalError, match=cause):
+                of_node(client, (), ())
+    finally:
+        service.server.stop()
 
 
 def icos_fl(*arguments: str, cwd: Path = ROOT) -> "subprocess.CompletedProcess[str]":
@@ -296,13 +332,47 @@ def test_command_refuses(tmp_path: Path, arguments: list[str], status: int, line
     assert line in ended.stderr
 
 
-def test_model_of_another_metric_is_refused(folder: Path, tmp_path: Path) -> None:
-    from safetensors.numpy import save_file
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """The default model of cpu_usage: 8 steps of input, 4 ahead, all weights 0; by the server."""
+    gates, units, logits = 8, 2, 4 * anchors(8, 4).shape[1]
+    shapes = {
+        "lstm.weight_ih_l0": (gates, 1),
+        "lstm.weight_hh_l0": (gates, units),
+        "lstm.bias_ih_l0": (gates,),
+        "lstm.bias_hh_l0": (gates,),
+        "head.weight": (logits, units),
+        "head.bias": (logits,),
+    }
+    weights = Flat.of({name: np.zeros(shape, np.float32) for name, shape in shapes.items()})
+    run = {"metric": "cpu_usage", "time-step": 8, "horizon": 4, "server-only": "whatever"}
+    Checkpoints(tmp_path, run).save("cpu_usage", Checkpoint(7, weights))
+    return tmp_path / "cpu_usage" / "latest.safetensors"
 
-    facts = {"metric": "power_consumption", "round": "1", "run-config": "{}"}
-    save_file({"a": np.zeros(1)}, tmp_path / "m.safetensors", facts)
-    options = Replayed((), ("cpu_usage",), ("1m",), model=tmp_path / "m.safetensors")
-    with pytest.raises(UsageError, match="is of power_consumption; asked for are: cpu_usage"):
+
+def test_model_is_one_more_forecaster_and_may_have_seen_these_rows(
+    folder: Path, checkpoint: Path
+) -> None:
+    options = Replayed(("walker",), (), ("1m", "5m"), model=checkpoint)
+    found = of_traces(folder, options)
+
+    near, far = (scores(entry(found, "walker", "cpu_usage", h)) for h in ("1m", "5m"))
+    assert near["model"]["origins"] == ROWS - 7 - 4  # after one lookback
+    assert "model" not in far  # 20 steps; it was trained for 4
+    assert found.notes == [f"{checkpoint} may have been trained on these rows"]
+
+
+def test_model_of_other_steps_takes_no_part_and_says_why(folder: Path, checkpoint: Path) -> None:
+    options = Replayed(("walker",), (), ("1m",), interval_seconds=60, model=checkpoint)
+    found = of_traces(folder, options)
+
+    assert "model" not in scores(entry(found, "walker", "cpu_usage", "1m"))
+    assert found.notes[1].startswith("walker, cpu_usage: the model of round 7 cannot be used: its ")
+
+
+def test_model_of_another_metric_is_refused(folder: Path, checkpoint: Path) -> None:
+    options = Replayed((), ("power_consumption",), ("1m",), model=checkpoint)
+    with pytest.raises(UsageError, match="is of cpu_usage; asked for are: power_consumption"):
         of_traces(folder, options)
 
 

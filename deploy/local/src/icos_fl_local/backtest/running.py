@@ -33,21 +33,6 @@ class Said:
     record: Record
 
 
-def of_node(client: "ForecasterClient", nodes: Sequence[str], metrics: Sequence[str]) -> Found:
-    """Judge what a forecaster has said; what came decides. Raises UsageError or LocalError."""
-    there = client.metrics()
-    nodes = known("node", nodes, [node for node, _ in there])
-    metrics = known("metric", metrics, [metric for _, metric in there])
-    judged = []
-    for node, metric in there:
-        if node in nodes and metric in metrics:
-            said = client.record(node, metric)
-            about = node, metric, said.unit, said.interval_seconds
-            number_t = np.arange(len(said.end_unix_s_t))
-            judged.append(judge(about, said.end_unix_s_t, number_t, said.record))
-    return gather(f"forecaster at {client.address}", judged, [])
-
-
 class ForecasterClient:
     """A connection to the forecaster at host:port. Use it as a context manager.
 
@@ -56,6 +41,7 @@ class ForecasterClient:
 
     def __init__(self, address: str, credentials: Credentials = Credentials()) -> None:  # noqa: B008 - frozen
         self.address = address
+        self._credentials = credentials
         self._metadata = credentials.metadata()
         options = [("grpc.max_receive_message_length", _MESSAGE_BYTES_MAX)]
         self._channel = credentials.channel(address, options)
@@ -79,31 +65,46 @@ class ForecasterClient:
         return [(each.node, each.metric) for each in answer.forecasts]
 
     def record(self, node: str, metric: str) -> Said:
-        """What was said of a metric; a horizon that is no whole number of steps is left out."""
+        """What was said of a metric."""
         request = pb.GetRecordRequest(node=node, metric=metric)
         answer = self._call(self._stub.GetRecord, request)
-        interval_s = answer.interval.ToNanoseconds() / 1e9
-        count = len(answer.values)
-        names = tuple(each.name for each in answer.horizons[0].forecasters)
-        horizons = answer.horizons
+        interval_ns, horizons = answer.interval.ToNanoseconds(), answer.horizons
         record = Record(
             values_t=np.array(answer.values, np.float64),
-            steps_h=np.array([round(h.ahead.ToNanoseconds() / 1e9 / interval_s) for h in horizons]),
-            names=names,
+            steps_h=np.array([h.ahead.ToNanoseconds() // interval_ns for h in horizons]),
+            names=tuple(each.name for each in horizons[0].forecasters),
             yhat_th=np.array([h.yhat for h in horizons]).T,
             quantile_tqh=_bounds(horizons),
             said_tkh=_said(horizons),
         )
-        first_s = answer.first_time.ToNanoseconds() / 1e9
-        return Said(answer.unit, interval_s, first_s + interval_s * np.arange(count), record)
+        end_ns_t = answer.first_time.ToNanoseconds() + interval_ns * np.arange(len(answer.values))
+        return Said(answer.unit, interval_ns / 1e9, end_ns_t / 1e9, record)
 
     def _call(self, method: Any, request: Any) -> Any:
         try:
             return method(request, timeout=_DEADLINE_SECONDS, metadata=self._metadata)
         except grpc.RpcError as error:
-            raise LocalError(
-                f"forecaster at {self.address}: {error.code().name}: {error.details()}"
-            ) from None
+            cause = f"forecaster at {self.address}: {error.code().name}: {error.details()}"
+            if error.code() is grpc.StatusCode.UNAVAILABLE and (
+                refusal := self._credentials.refusal(self.address)
+            ):
+                cause += f"; {refusal}"
+            raise LocalError(cause) from None
+
+
+def of_node(client: ForecasterClient, nodes: Sequence[str], metrics: Sequence[str]) -> Found:
+    """Judge what a forecaster has said; what came decides. Raises UsageError or LocalError."""
+    there = client.metrics()
+    nodes = known("node", nodes, [node for node, _ in there])
+    metrics = known("metric", metrics, [metric for _, metric in there])
+    judged = []
+    for node, metric in there:
+        if node in nodes and metric in metrics:
+            said = client.record(node, metric)
+            about = node, metric, said.unit, said.interval_seconds
+            number_t = np.arange(len(said.end_unix_s_t))
+            judged.append(judge(about, said.end_unix_s_t, number_t, said.record))
+    return gather(f"forecaster at {client.address}", judged, [])
 
 
 def _bounds(horizons: Any) -> NDArray[np.float64]:
