@@ -13,14 +13,13 @@ from rich.console import Console
 from icos_fl_local.backtest.found import Found
 from icos_fl_local.backtest.recorded import HORIZONS, Replayed, of_traces
 from icos_fl_local.backtest.running import ForecasterClient, of_node
-from icos_fl_local.deployment import HOST
+from icos_fl_local.deployment import FORECASTER, HOST
 from icos_fl_local.errors import LocalError, UsageError
 from icos_fl_local.state import StateFolder
 from icos_fl_local.traces import TraceError
 
 __all__ = ["HORIZONS", "Output", "Replayed", "address_in", "ask", "replay"]
 
-FORECASTER = "forecaster"
 WIDTH = 140
 """Of the tables where no terminal is."""
 
