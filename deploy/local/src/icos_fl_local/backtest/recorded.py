@@ -77,7 +77,7 @@ def _interval_seconds(trace: traces.Trace) -> int:
     return INTERVAL_SECONDS if fits else math.ceil(distance_s)
 
 
-def _seconds(text: str) -> int:
+def _seconds(text: str) -> float:
     try:
         return duration_seconds(text)
     except ValueError as error:
@@ -85,7 +85,7 @@ def _seconds(text: str) -> int:
 
 
 def _steps(
-    node: str, horizons_s: Sequence[int], interval_s: int, notes: list[str]
+    node: str, horizons_s: Sequence[float], interval_s: int, notes: list[str]
 ) -> Iterator[int]:
     """The horizons in steps; *notes* gets a line for each of which that cannot be told."""
     for horizon_s in horizons_s:
