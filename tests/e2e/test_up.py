@@ -28,6 +28,7 @@ from icos_fl_local.supervisor import Supervisor
 
 UP_SECONDS = 200.0
 STOP_SECONDS = 60.0
+FORECASTER_SECONDS = 120.0
 # Small, so that the whole stays under five minutes on two cores.
 SMALL = ("-c", "time-step=20", "-c", "horizon=5", "-c", "local-epochs=1", "-c", "batch-size=256")
 
@@ -197,6 +198,22 @@ def test_a_node_forecasts_on_its_own(kept: Kept) -> None:
     status, out = command_line.run("forecast", node, "--json")
     assert status == 0
     assert {entry["node"] for entry in json.loads(out)["forecasts"]} == {node}
+
+
+def test_a_forecaster_is_judged_by_what_it_has_said(kept: Kept) -> None:
+    """As soon as it has gone through the rows, which all come at once."""
+    command_line, result = kept
+    until = time.monotonic() + FORECASTER_SECONDS
+    status = 1
+    while status and time.monotonic() < until:
+        status, out = command_line.run("backtest", "--node", result["nodes"][0], "--json")
+        print(out)
+    found = json.loads(out)
+    assert found["source"].startswith("forecaster at 127.0.0.1:")
+    metrics = {entry["metric"] for entry in found["results"]}
+    assert metrics & set(result["metrics"])
+    for entry in found["results"]:
+        assert {"combination", "last"} < {each["forecaster"] for each in entry["forecasters"]}
 
 
 def test_with_nothing_to_judge_the_reason_is_the_answer(kept: Kept, tmp_path: Path) -> None:
