@@ -393,7 +393,7 @@ class _Session:
         given = f", each with{state.option}" if state.option else ""
         self.progress.say(
             f"left running in {state.folder}: "
-            f"icos-fl status, watch, window, train, forecast, logs, down{given}"
+            f"icos-fl status, watch, window, train, forecast, backtest, logs, down{given}"
         )
         guard.kept(self.deployment.state.logs / "launcher.log")
 
