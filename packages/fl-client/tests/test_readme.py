@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+from icos_fl_client.serving.settings import ForecasterSettings
 from icos_fl_client.settings import NodeConfig, RunConfig
 
 PLAIN = [
@@ -40,3 +41,14 @@ def test_defaults_of_a_run_are_in_the_readme(key):
     default = next(f.default for f in RunConfig.model_fields.values() if f.alias == key)
 
     assert str(default) == cell.strip("`")
+
+
+def test_every_setting_of_the_forecaster_is_in_the_readme():
+    text = README.split("\n## The forecaster\n")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| ((?:`[A-Z_]+`(?:, )?)+) \|", text, flags=re.MULTILINE)
+    told = {name.lower() for row in rows for name in re.findall(r"`([A-Z_]+)`", row)}
+    expected = set()
+    for name, field in ForecasterSettings.model_fields.items():
+        inner = getattr(field.annotation, "model_fields", {})
+        expected |= {f"{name}__{key}" for key in inner} or {name}
+    assert expected == told
