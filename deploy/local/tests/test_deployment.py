@@ -2,13 +2,19 @@ from pathlib import Path
 
 import pytest
 from icos_fl_local import monitoring
-from icos_fl_local.deployment import Deployment, assign_ports, component_names, metrics_names
+from icos_fl_local.deployment import (
+    PAGE,
+    Deployment,
+    assign_ports,
+    component_names,
+    metrics_names,
+)
 from icos_fl_local.errors import UsageError
 from icos_fl_local.state import StateFolder
 from ruamel.yaml import YAML
 
 COMPONENTS = component_names(["a", "b"], ["forecaster"])
-NAMES = [*COMPONENTS, *metrics_names(COMPONENTS)]
+NAMES = [*COMPONENTS, PAGE, *metrics_names(COMPONENTS)]
 
 
 @pytest.fixture
@@ -34,6 +40,13 @@ def test_components_come_after_those_that_they_need(deployment: Deployment) -> N
         assert set(component.after) <= started
         started.add(component.name)
     assert started == set(COMPONENTS)
+
+
+def test_the_forecasters_page_is_where_it_is_said_to_be(deployment: Deployment) -> None:
+    components = deployment.components(Path("bridge.yaml"), recorded=True)
+    (forecaster,) = (each for each in components if each.name == "forecaster")
+    assert deployment.page == f"http://{forecaster.env['ICOS_FL_FORECASTER_PAGE_ADDRESS']}/"
+    assert PAGE not in deployment.names
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,8 @@ STORE = ("valkey", "metadata", "backend", "proxy")
 SERVICES = ("bridge", "processor")
 FORECASTER = "forecaster"
 """Of deployments that go on after a run."""
+PAGE = "page"
+"""The forecaster's page, which has a port of its own."""
 METRICS = "metrics-"
 """Before a component's name: where it serves /metrics."""
 RUN = "run"
@@ -94,7 +96,7 @@ class Deployment:
     @property
     def names(self) -> list[str]:
         """Of the components, in the order in which they start."""
-        return [name for name in self.ports if not name.startswith(METRICS)]
+        return [name for name in self.ports if name != PAGE and not name.startswith(METRICS)]
 
     @property
     def metrics_ports(self) -> dict[str, int]:
@@ -104,6 +106,11 @@ class Deployment:
             for name, port in self.ports.items()
             if name.startswith(METRICS)
         }
+
+    @property
+    def page(self) -> str:
+        """Where the forecaster's page is; empty without one."""
+        return f"http://{self.address(PAGE)}/" if PAGE in self.ports else ""
 
     def address(self, name: str) -> str:
         """Where the component *name* listens."""
@@ -207,6 +214,7 @@ class Deployment:
         horizons = sorted(count for count in steps if 1 <= count <= HORIZON_STEPS_MAX) or [1]
         env = {
             "ICOS_FL_FORECASTER_LISTEN_ADDRESS": self.address(FORECASTER),
+            "ICOS_FL_FORECASTER_PAGE_ADDRESS": self.address(PAGE),
             "ICOS_FL_FORECASTER_PROCESSOR__ADDRESS": self.address("processor"),
             "ICOS_FL_FORECASTER_RECORDED": str(recorded),
             "ICOS_FL_FORECASTER_INTERVAL_SECONDS": f"{interval_seconds:g}",

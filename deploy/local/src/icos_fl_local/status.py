@@ -67,6 +67,7 @@ def of_deployment(state: StateFolder, *, as_json: bool) -> int:
         "source": description["source"],
         "metrics": description["metrics"],
         "components": components,
+        "page": description.get("page", ""),
         "prometheus": str(state.prometheus),
         "rows": rows,
         "conditions": conditions,
@@ -187,6 +188,8 @@ def _text(found: Facts) -> str:
     else:
         reason = f": {last['reason']}" if last["reason"] else ""
         lines.append(f"  run {last['state']}{reason}, round {last['round']} of {last['rounds']}")
+    if found["page"]:
+        lines.append(f"  look at it: {found['page']}")
     lines.append(f"  monitor it: prometheus --config.file={found['prometheus']}")
     return "\n".join(lines)
 

@@ -31,6 +31,7 @@ from icos_fl_local import (
 from icos_fl_local.deployment import (
     FORECASTER,
     METRICS,
+    PAGE,
     RUN,
     SERVICES,
     STORE,
@@ -192,7 +193,8 @@ def up(options: Options) -> int:
     if options.keep or source.is_live:
         more.append(FORECASTER)
     names = component_names(source.nodes, more)
-    ports = assign_ports([*names, *metrics_names(names)], given_ports)
+    page = [PAGE] if FORECASTER in names else []
+    ports = assign_ports([*names, *page, *metrics_names(names)], given_ports)
     options.out.mkdir(parents=True, exist_ok=True)  # rather refused now than after the training
     state = StateFolder(options.state_folder)
     with state.lock(), Progress(to(options.json)) as progress:
@@ -276,6 +278,7 @@ class _Session:
                     for name in self.deployment.names
                 },
                 "metrics_ports": self.deployment.metrics_ports,
+                "page": self.deployment.page,
             }
         )
 
@@ -395,6 +398,7 @@ class _Session:
             f"left running in {state.folder}: "
             f"icos-fl status, watch, window, train, forecast, backtest, logs, down{given}"
         )
+        self.progress.say(f"its page: {self.deployment.page}")
         guard.kept(self.deployment.state.logs / "launcher.log")
 
 

@@ -145,7 +145,7 @@ def test_forecasts_are_there_and_move_on_as_rows_come(service, browse):
     browser.until("#model", "No model takes part")
     service.append(cpu=[77.0], power=[0.0])
     browser.until("#now", "77 %")
-    browser.until("#metrics", "77 %")
+    browser.until("#nodes", "77 %")
 
 
 def test_a_new_round_of_the_federation_is_shown(service, browse, new_model):
@@ -157,9 +157,9 @@ def test_a_new_round_of_the_federation_is_shown(service, browse, new_model):
 
 def test_a_click_shows_another_metric_and_why_it_has_no_forecast(browse):
     browser = browse()
-    browser.until("#metrics", "unavailable")
+    browser.until("#nodes", "unavailable")
     browser.until("#nodes", "unavailable power: exactly 0")
-    browser.find('#metrics a[href="#a/power"]').click()
+    browser.find('#nodes a[href="#a/power"]').click()
     browser.until("#title", "power of a")
     browser.until("#none", "No forecast (unavailable): exactly 0")
     assert not browser.find("#expected").is_displayed()
@@ -169,8 +169,8 @@ def test_a_click_shows_another_metric_and_why_it_has_no_forecast(browse):
 
 def test_it_is_used_by_keyboard_alone_and_shows_where_one_is(browse):
     browser = browse()
-    browser.until("#metrics", "unavailable")
-    link = browser.tab_to('#metrics a[href="#a/power"]')
+    browser.until("#nodes", "unavailable")
+    link = browser.tab_to('#nodes a[href="#a/power"]')
     assert link.value_of_css_property("outline-style") == "solid"
     assert link.value_of_css_property("outline-width") == "3px"
     browser.press(Keys.ENTER)
@@ -210,7 +210,7 @@ def test_it_fits_and_can_be_read(browse, width, dark):
 def test_nobody_else_is_asked_and_nothing_is_refused(browse):
     browser = browse()
     browser.until("#fared", "off by")
-    browser.find('#metrics a[href="#a/power"]').click()
+    browser.find('#nodes a[href="#a/power"]').click()
     browser.until("#title", "power of a")
     assert {url for url in browser.requested() if not url.startswith("data:")} <= {
         browser.origin + path

@@ -102,11 +102,10 @@ function show(found) {
   $("content").hidden = false;
   $("metric").hidden = !found;
   showNodes();
-  showMetrics();
   if (!found) return;
   document.title = `${titled(found)}, ${found.node}: forecasts`;
   say("title", `${titled(found)} of ${found.node}`);
-  $("none").hidden = $("expected").hidden = !found.none;
+  $("none").hidden = !found.none;
   $("expected").hidden = Boolean(found.none);
   if (found.none) say("none", `No forecast (${found.none.reason}): ${found.none.message}`);
   showNow();
@@ -119,26 +118,31 @@ function show(found) {
     : `No model takes part: ${found.no_model}.`);
 }
 function showNodes() {
-  $("nodes").replaceChildren(...answer.nodes.map((node) => make("li", {},
-    make("strong", {}, node.name),
-    node.conditions.length ? "" : ": healthy",
-    ...node.conditions.map((each) =>
-      make("small", {}, make("strong", {}, `⚠ ${each.condition}`), ` ${each.column.replaceAll("_", " ")}: ${each.reason}`)),
-    make("small", {}, `window: ${number(node.rows)} of ${number(node.capacity_rows)} rows`),
-    make("progress", { value: node.rows, max: node.capacity_rows, "aria-label": `window of ${node.name}` }))));
-  if (!answer.nodes.length) $("nodes").replaceChildren(make("li", {}, "No window yet: rows are awaited."));
-}
-function showMetrics() {
-  const links = $("metrics").querySelectorAll("a");
-  const several = answer.nodes.length > 1;
-  if (links.length !== answer.forecasts.length || [...links].some((a, i) => a.hash !== `#${key(answer.forecasts[i])}`))
-    $("metrics").replaceChildren(...answer.forecasts.map((found) => make("li", {},
-      make("a", { href: `#${key(found)}` }, make("span", {}, titled(found) + (several ? `, ${found.node}` : "")), make("span")))));
-  $("metrics").querySelectorAll("a").forEach((link, place) => {
-    const found = answer.forecasts[place];
-    if (key(found) === shown) link.setAttribute("aria-current", "page"); else link.removeAttribute("aria-current");
-    link.lastChild.textContent = found.none ? found.none.reason : `${number(found.value)} ${found.unit}`;
+  const of = new Map(answer.nodes.map((node) => [node.name, []]));
+  for (const found of answer.forecasts) of.set(found.node, [...(of.get(found.node) ?? []), found]);
+  const there = JSON.stringify([...of].map(([name, metrics]) => [name, metrics.map(key)]));
+  if ($("nodes").dataset.there !== there) { // only then: a link that is made anew loses the focus
+    $("nodes").dataset.there = there;
+    $("nodes").replaceChildren(...[...of].map(([name, metrics]) => make("li", {}, make("strong", {}, name), make("div"),
+      make("ul", {}, ...metrics.map((found) => make("li", {}, make("a", { href: `#${key(found)}` }, make("span", {}, titled(found)), make("span"))))))));
+    if (!of.size) $("nodes").append(make("li", {}, "No window yet: rows are awaited."));
+  }
+  [...of].forEach(([name, metrics], place) => {
+    const [, health, links] = $("nodes").children[place].children;
+    showHealth(health, answer.nodes.find((node) => node.name === name));
+    metrics.forEach((found, at) => {
+      const link = links.children[at].firstChild;
+      if (key(found) === shown) link.setAttribute("aria-current", "page"); else link.removeAttribute("aria-current");
+      link.lastChild.textContent = found.none ? found.none.reason : `${number(found.value)} ${found.unit}`;
+    });
   });
+}
+function showHealth(into, node) {
+  if (!node) return;
+  into.replaceChildren(...node.conditions.map((each) =>
+    make("small", {}, make("strong", {}, `⚠ ${each.condition}`), ` ${each.column.replaceAll("_", " ")}: ${each.reason}`)),
+    make("small", {}, `${node.conditions.length ? "" : "healthy, "}window ${number(node.rows)} of ${number(node.capacity_rows)} rows`),
+    make("progress", { value: node.rows, max: node.capacity_rows, "aria-label": `window of ${node.name}` }));
 }
 function showNow() {
   const found = answer?.forecasts.find((each) => key(each) === shown);
@@ -192,13 +196,14 @@ function showFared(found) {
   const judged = came.filter(([, value], i) => value !== null && past.lower_80[i] !== null).length;
   plot($("record"), {
     label: `What came of ${titled(found)}, over what had been said ${long(horizon.ahead_s)} before: ${outside.length} of ${judged} values are outside the 80 % interval.`,
-    caption: `Solid: what came. Dashed: what had been said ${long(horizon.ahead_s)} before, with its 80 % interval. Dots: the ${outside.length} of ${judged} values outside it.`,
+    caption: `Solid: what came. Dashed: what had been said ${long(horizon.ahead_s)} before, with its 80 % interval. ${judged ? `Dots: the ${outside.length} of ${judged} values outside it.` : ""}`,
     unit: found.unit, bands: [["band-80", came.map(([time], i) => [time, past.lower_80[i], past.upper_80[i]])]],
     lines: [["came", came], ["yhat", points(record, past.yhat)]], marks: [["outside", outside]],
   });
   numbers($("record"), ["time", "what came", "had been said", "80 % interval"], () => came.map(([time, value], i) =>
     [clock(time, { second: "2-digit" }), number(value), number(past.yhat[i]), span(past.lower_80[i], past.upper_80[i])]).toReversed());
-  showErrors(found, past.errors);
+  $("by-forecaster").hidden = !said;
+  if (said) showErrors(found, past.errors);
 }
 function showErrors(found, errors) {
   const sorted = errors.toSorted((one, other) => (one.ratio ?? 1) - (other.ratio ?? 1));
@@ -226,13 +231,13 @@ function numbers(figure, head, rows) { // behind the plot, made when somebody lo
 // A plot: {label, caption, unit, bands, lines, marks, now}; points are [seconds, value], null for none.
 function plot(figure, given) {
   figure.hidden = false; // else it has no width
-  const width = Math.max(280, figure.clientWidth), height = Math.min(300, 160 + width / 8), left = 52, bottom = 22, top = 18;
+  const width = Math.max(280, figure.clientWidth), height = Math.min(300, 160 + width / 8), left = 52, bottom = 22, top = 28;
   const values = [...given.bands.flatMap(([, of]) => of.flatMap(([, lower, upper]) => [lower, upper])),
     ...given.lines.flatMap(([, of]) => of.map(([, value]) => value))].filter((value) => value !== null);
   figure.hidden = !values.length;
   if (figure.hidden) return;
-  const times = [...given.bands, ...given.lines].flatMap(([, of]) => of.map(([time]) => time));
-  const ticks = nice(Math.min(...values), Math.max(...values)), low = ticks[0], high = ticks.at(-1);
+  const times = [...given.bands, ...given.lines].flatMap(([, of]) => of.filter((each) => !each.includes(null)).map(([time]) => time));
+  const most = Math.max(...values), ticks = nice(Math.min(...values), most), low = ticks[0], high = Math.max(most, ticks.at(-1));
   const first = Math.min(...times), last = Math.max(...times, first + 1);
   const x = (time) => left + (time - first) / (last - first) * (width - left - 8);
   const y = (value) => height - bottom - (value - low) / (high - low) * (height - bottom - top);
@@ -250,8 +255,8 @@ function plot(figure, given) {
       svg.append(make("path", { class: kind, d: `M${upper.join("L")}L${lower.reverse().join("L")}Z` }));
     }
   if (given.now !== undefined)
-    svg.append(make("line", { class: "now", x1: x(given.now), x2: x(given.now), y1: top - 4, y2: height - bottom }),
-      make("text", { x: x(given.now), y: 10, "text-anchor": "middle" }, "now"));
+    svg.append(make("line", { class: "now", x1: x(given.now), x2: x(given.now), y1: top - 8, y2: height - bottom }),
+      make("text", { x: x(given.now), y: 14, "text-anchor": "middle" }, "now"));
   for (const [kind, of] of given.lines) svg.append(make("path", { class: kind, d: runs(of).map((run) => `M${run.map(at).join("L")}`).join("") }));
   for (const [kind, of] of given.marks)
     for (const each of of) svg.append(make("circle", { class: kind, cx: x(each[0]), cy: y(each[1]), r: 3.5 }));
@@ -269,7 +274,7 @@ function nice(low, high) {
   const rough = range / 4, power = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 2.5, 5, 10].map((each) => each * power).find((each) => each >= rough);
   const ticks = [];
-  for (let tick = Math.floor(low / step); ticks.length < 2 || ticks.at(-1) < high; tick++) ticks.push(tick * step);
+  for (let tick = Math.floor(low / step); ticks.length < 2 || tick * step <= high; tick++) ticks.push(tick * step);
   return ticks;
 }
 function evenly(first, last, count) {
