@@ -201,7 +201,7 @@ def test_a_backend_that_hangs_is_alarmed_until_it_goes_on(kept: Kept, prometheus
     os.kill(backend, signal.SIGSTOP)
     try:
         down = 'ALERTS{alertname="IcosFlServiceDown", service="store"}'
-        for expected in (down, 'count(ALERTS{alertname="IcosFlServiceNotReady"}) == 2'):
+        for expected in (down, 'count(ALERTS{alertname="IcosFlServiceNotReady"}) == 3'):
             prometheus.wait_for(expected)
     finally:
         os.kill(backend, signal.SIGCONT)
