@@ -1,15 +1,19 @@
 """The page's own answers: what it tells, to whom, and that a browser asks nobody else."""
 
+import contextlib
 import hashlib
 import http.client
 import json
 import math
+import socket
 import ssl
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import trustme
+from icos_fl_client.serving import page
 from icos_fl_client.serving.board import Board
 from icos_fl_client.serving.follower import Follower, Following
 from icos_fl_client.serving.kept import KeptState
@@ -59,8 +63,8 @@ def serve() -> Iterator[Callable[..., Client]]:
         return Client(pages[-1].port, context)
 
     yield made
-    for page in pages:
-        page.close()
+    for each in pages:
+        each.close()
 
 
 @pytest.fixture
@@ -202,6 +206,23 @@ def test_it_has_the_certificate_of_the_service(serve, tmp_path):
     authority.configure_trust(context)
     client = serve(load_security(tls, None), context=context)
     assert client.json("/api/forecasts")["nodes"] == []
+
+
+def test_who_connects_and_says_nothing_takes_the_place_of_others_for_a_while_alone(
+    idle, monkeypatch
+):
+    monkeypatch.setattr(page._Handler, "timeout", 5.0)
+    with contextlib.ExitStack() as stack:
+        for _ in range(page.CONNECTIONS_MAX):
+            stack.enter_context(socket.create_connection(("127.0.0.1", idle.port)))
+        with pytest.raises((http.client.RemoteDisconnected, ConnectionResetError)):
+            idle.get("/")
+        until = time.monotonic() + 60
+        while True:
+            with contextlib.suppress(http.client.RemoteDisconnected, ConnectionResetError):
+                assert idle.get("/").status == 200
+                break
+            assert time.monotonic() < until
 
 
 def test_a_port_that_is_taken_is_told(idle):
