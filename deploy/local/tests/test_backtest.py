@@ -246,6 +246,18 @@ def test_node_that_runs_is_judged_by_what_it_said(forecaster: Forecaster, found:
         assert figures == its
 
 
+def test_metric_without_a_forecast_says_why(folder: Path) -> None:
+    service = Forecaster(traces.load(folder)[0])
+    try:
+        service.wait(2)
+        with ForecasterClient(service.address) as client:
+            found = of_node(client, (), ())
+    finally:
+        service.server.stop()
+    assert [each.metric for each in found.judged] == ["power_consumption"]
+    assert found.notes[0].startswith("ramp, cpu_usage: no forecast now: 400 values in a row are 25")
+
+
 def test_forecaster_with_tls_and_tokens_is_asked_by_files(folder: Path, tmp_path: Path) -> None:
     authority = trustme.CA()
     issued = authority.issue_cert("localhost")

@@ -94,5 +94,5 @@ def known(what: str, asked: Sequence[str], there: Sequence[str]) -> Sequence[str
     names = list(dict.fromkeys(there))
     for name in asked:
         if name not in names:
-            raise UsageError(f"no {what} {name!r}; there are: {', '.join(names)}")
+            raise UsageError(f"no {what} {name!r}; there are: {', '.join(names) or 'none'}")
     return asked or names

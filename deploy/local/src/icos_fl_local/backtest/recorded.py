@@ -16,7 +16,12 @@ from icos_fl_client.forecasting import Combination, History, backtest
 from icos_fl_client.forecasting.history import GAP_STEPS_MAX
 from icos_fl_client.serving.grid import DRIFT_SHARE_MAX, Grid
 from icos_fl_client.serving.model import FederatedModel
-from icos_fl_client.serving.settings import STEPS_AHEAD_MAX, duration_seconds, duration_text
+from icos_fl_client.serving.settings import (
+    STEPS_AHEAD_MAX,
+    ForecasterSettings,
+    duration_seconds,
+    duration_text,
+)
 from icos_fl_client.units import limits_of
 from icos_fl_timeseries_store import ModelVersion
 from safetensors import SafetensorError, safe_open
@@ -26,9 +31,8 @@ from icos_fl_local.backtest.found import Found, Judged, gather, judge, known
 from icos_fl_local.errors import UsageError
 from icos_fl_local.run_config import choose_metrics
 
-HORIZONS = ("1m", "5m", "1h")
-INTERVAL_SECONDS = 15
-"""Both as the forecaster has them."""
+HORIZONS = tuple(map(duration_text, ForecasterSettings.model_fields["horizons"].default))
+INTERVAL_SECONDS = round(ForecasterSettings.model_fields["interval_seconds"].default)
 
 
 @dataclass(frozen=True)
@@ -143,7 +147,8 @@ def _replay(
 def _together(replays: Sequence["functools.partial[Judged]"]) -> Iterator[Judged]:
     """Run them on all cores, in processes that end with this one; tell a terminal how far it is."""
     cores = min(len(os.sched_getaffinity(0)), len(replays))
-    if not cores:
+    if cores < 2:
+        yield from map(_call, replays)
         return
     line = "\r\x1b[2K" if sys.stderr.isatty() else ""
     with multiprocessing.get_context("spawn").Pool(cores, _leave_interrupts) as pool:

@@ -59,10 +59,10 @@ class ForecasterClient:
     ) -> None:
         self._channel.close()
 
-    def metrics(self) -> list[tuple[str, str]]:
-        """Each node and metric that is forecast."""
+    def metrics(self) -> dict[tuple[str, str], str]:
+        """Each node and metric, and why there is no forecast of it now; empty where there is."""
         answer = self._call(self._stub.GetForecasts, pb.GetForecastsRequest())
-        return [(each.node, each.metric) for each in answer.forecasts]
+        return {(each.node, each.metric): each.none.message for each in answer.forecasts}
 
     def record(self, node: str, metric: str) -> Said:
         """What was said of a metric."""
@@ -98,12 +98,13 @@ def of_node(client: ForecasterClient, nodes: Sequence[str], metrics: Sequence[st
     nodes = known("node", nodes, [node for node, _ in there])
     metrics = known("metric", metrics, [metric for _, metric in there])
     judged = []
-    for node, metric in there:
+    for (node, metric), why_none in there.items():
         if node in nodes and metric in metrics:
             said = client.record(node, metric)
             about = node, metric, said.unit, said.interval_seconds
             number_t = np.arange(len(said.end_unix_s_t))
-            judged.append(judge(about, said.end_unix_s_t, number_t, said.record))
+            notes = [f"{node}, {metric}: no forecast now: {why_none}"] if why_none else []
+            judged.append(judge(about, said.end_unix_s_t, number_t, said.record, notes))
     return gather(f"forecaster at {client.address}", judged, [])
 
 
