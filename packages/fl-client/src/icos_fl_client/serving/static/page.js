@@ -35,6 +35,7 @@ function number(value) {
   const size = Math.abs(value);
   return value.toLocaleString("en", { maximumFractionDigits: size >= 100 ? 0 : size >= 10 ? 1 : 2 });
 }
+const unit = (found) => (found.unit ? `, ${found.unit}` : "");
 const percent = (share) => (share === null ? "–" : `${Math.round(share * 100)} %`);
 const span = (lower, upper) => (lower === null ? "not known yet" : `${number(lower)} to ${number(upper)}`);
 const clock = (seconds, more = {}) =>
@@ -166,7 +167,7 @@ function showAhead(found) {
 }
 function showExpected(found) {
   if (found.none) return;
-  table($("horizons"), ["in", `forecast, ${found.unit}`, "80 %", "95 %"], found.horizons.map((each) => [
+  table($("horizons"), ["in", `forecast${unit(found)}`, "80 %", "95 %"], found.horizons.map((each) => [
     long(each.ahead_s), number(each.yhat), span(each.lower_80, each.upper_80), span(each.lower_95, each.upper_95)]));
   const farthest = found.horizons.at(-1).ahead_s;
   const came = points(record, record.values).filter(([time]) => time >= found.time - Math.max(farthest, 600));
@@ -180,7 +181,7 @@ function showExpected(found) {
     caption: "Solid: what came. Dashed: what is expected, forecast at the dots. What comes is in the 80 % interval in 8 of 10 cases, in the lighter 95 % one in 19 of 20.",
     unit: found.unit, bands, lines: [["came", came], ["yhat", [from, ...said]]], marks: [["mark", said]], now: found.time,
   });
-  numbers($("outlook"), ["time", `what came, ${found.unit}`],
+  numbers($("outlook"), ["time", `what came${unit(found)}`],
     () => came.toReversed().map(([time, value]) => [clock(time, { second: "2-digit" }), number(value)]));
 }
 function showFared(found) {
@@ -208,7 +209,7 @@ function showFared(found) {
 function showErrors(found, errors) {
   const sorted = errors.toSorted((one, other) => (one.ratio ?? 1) - (other.ratio ?? 1));
   const most = Math.max(1, ...sorted.map((each) => each.ratio ?? 0));
-  table($("errors"), ["forecaster", "÷ last value", "", `error, ${found.unit}`, "cases"], sorted.map((each) => {
+  table($("errors"), ["forecaster", "÷ last value", "", `error${unit(found)}`, "cases"], sorted.map((each) => {
     const bar = make("div", { class: "bar" });
     bar.style.width = `${100 * (each.ratio ?? 0) / most}%`;
     return [forecaster(each.name), each.ratio?.toFixed(2) ?? "–", bar, number(each.error), number(each.cases)];
