@@ -1,6 +1,6 @@
 """The forecaster's page of a deployment, clicked through in chromium while its nodes learn.
 
-    uv run pytest -m slow tests/e2e/test_page.py
+uv run pytest -m slow tests/e2e/test_page.py
 """
 
 import json
