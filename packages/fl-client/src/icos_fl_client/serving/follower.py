@@ -157,13 +157,12 @@ class _Node:
         while not stopping.is_set():
             try:
                 self._look()
-            except UnknownNode:
-                self._window = None
-                stopping.wait(DISCOVER_SECONDS)  # it is being made, or its disk is full
             except StoreError as error:
                 self._window = None
                 self._store_away(error)
-                stopping.wait(RETRY_SECONDS)
+                # One that is unknown is being made, or its disk is full.
+                unknown = isinstance(error, UnknownNode)
+                stopping.wait(DISCOVER_SECONDS if unknown else RETRY_SECONDS)
             except Exception:  # else the node would stay at its last word
                 log.exception("unexpected error", node=self._name)
                 stopping.wait(RETRY_SECONDS)
