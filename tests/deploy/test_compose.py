@@ -11,7 +11,10 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from icos_fl_client.serving.settings import ForecasterSettings
 from icos_fl_local import certs
+from icos_fl_service.security import is_loopback
+from icos_fl_service.settings import load as load_settings
 
 ROOT = Path(__file__).parents[2]
 COMPOSE = ROOT / "deploy/compose"
@@ -131,6 +134,7 @@ def test_the_store_is_reached_by_who_needs_it(deployment, source):
     assert on(deployment, "data", source) == STORE | {
         "otlp-bridge",
         "processor",
+        "forecaster",
         "supernode-superexec",
     }
 
@@ -185,6 +189,39 @@ def test_a_stranger_needs_a_key_or_a_certificate_wherever_it_comes():
         for service, prefix in (("otlp-bridge", "BRIDGE"), ("processor", "PROCESSOR")):
             environment = content(deployment)["services"][service]["environment"]
             assert environment[f"ICOS_FL_{prefix}_TLS__CLIENT_CA"] == "/run/secrets/ca.pem"
+
+
+@pytest.mark.parametrize("name", [name for name in SERVICES if name.endswith("/forecaster")])
+def test_a_forecaster_shows_rows_in_its_own_container_alone(name, monkeypatch):
+    """By its own reading of what it is given, which refuses what it does not know."""
+    for variable, value in SERVICES[name]["environment"].items():
+        monkeypatch.setenv(variable, value)
+    settings = load_settings(ForecasterSettings)
+    assert settings.page_address
+    assert all(is_loopback(address) for address in settings.addresses())
+
+
+def test_who_follows_the_readme_needs_tls_and_a_token_for_the_page(tmp_path, monkeypatch):
+    readme = (COMPOSE / "README.md").read_text()
+    [override] = re.findall(r"^```yaml\n(services:\n  forecaster:\n.*?)^```$", readme, re.M | re.S)
+    (tmp_path / "compose.override.yaml").write_text(override)
+    together = run.resolved(run.compose_files("node", tmp_path, {}))
+    forecaster = together["services"]["forecaster"]
+    for variable, value in forecaster["environment"].items():
+        monkeypatch.setenv(variable, value)
+    settings = load_settings(ForecasterSettings)
+    assert [is_loopback(address) for address in settings.addresses()] == [True, False]
+    assert settings.tls.certificate
+    assert settings.tokens
+    assert forecaster["networks"].keys() == {"data", "page"}
+    assert not together["networks"]["page"]
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_times_of_recorded_rows_are_compared_with_no_clock(source):
+    services = content("node", source)["services"]
+    recorded = {name for name, s in services.items() if "RECORDED" in json.dumps(s)}
+    assert recorded == ({"processor", "forecaster"} if source == "replay" else set())
 
 
 @pytest.mark.parametrize("deployment", DEPLOYMENTS)
@@ -378,7 +415,7 @@ def test_a_certificate_that_is_not_there_stops_the_start(folder):
     with pytest.raises(run.Refused) as refused:
         run.check_files(content("node"), settings)
     assert str(refused.value) == (
-        f"supernode needs {folder}/certs/fl-client.key, which is not there; 'icos-fl certs "
+        f"forecaster needs {folder}/certs/fl-client.key, which is not there; 'icos-fl certs "
         "controller' or 'node', with --uid 10001, makes it"
     )
 

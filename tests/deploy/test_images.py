@@ -121,6 +121,18 @@ PARTS = {
         (),
         {"ICOS_FL_PROCESSOR_STORE__HOST": "metadata", "ICOS_FL_PROCESSOR_INSECURE": "true"},
     ),
+    "forecaster": Part(
+        "fl-client",
+        (),
+        {
+            "ICOS_FL_FORECASTER_STORE__HOST": "metadata",
+            "ICOS_FL_FORECASTER_PROCESSOR__ADDRESS": "processor:50051",
+            "ICOS_FL_FORECASTER_STATE_FOLDER": "/var/lib/icos-fl",
+            "ICOS_FL_FORECASTER_METRICS_ADDRESS": "127.0.0.1:9470",
+        },
+        "icos-fl-forecaster",
+        "http://127.0.0.1:9470/health",
+    ),
     "collector": Part(
         "otel-collector", (), {"ICOS_FL_NODE": "edge-1", "ICOS_FL_COLLECTOR_BRIDGE": "bridge:4317"}
     ),
