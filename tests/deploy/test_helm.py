@@ -17,6 +17,7 @@ import kubernetes_validate
 import pytest
 import yaml
 from flwr.common.config import parse_config_args
+from icos_fl_client.serving.settings import ForecasterSettings
 from icos_fl_client.settings import NodeConfig
 from icos_fl_otlp_bridge.settings import BridgeSettings
 from icos_fl_processor.settings import ProcessorSettings
@@ -46,10 +47,16 @@ SETTINGS = {
     "ICOS_FL_PROCESSOR_RECORDED": "true",
     "ICOS_FL_PROCESSOR_STORE__TIMEOUT_SECONDS": "5",
     "ICOS_FL_PROCESSOR_WATCHERS_MAX": "8",
+    "ICOS_FL_FORECASTER_HORIZONS": "1m\\,10m",
+    "ICOS_FL_FORECASTER_INTERVAL_SECONDS": "30",
+    "ICOS_FL_FORECASTER_METRICS": "cpu_usage",
+    "ICOS_FL_FORECASTER_RECORDED": "true",
+    "ICOS_FL_FORECASTER_STORE__TIMEOUT_SECONDS": "5",
+    "ICOS_FL_FORECASTER_WATCHERS_MAX": "8",
     "ICOS_FL_STORE_LOG_LEVEL": "INFO",
     "ICOS_FL_COLLECTOR_BATCH_TIMEOUT": "10s",
 }
-"""Each that the chart passes on, with a value."""
+"""Each that the chart passes on, with a value as helm takes it."""
 EVERYTHING = (
     "metrics.enabled=true",
     "expectations=late_seconds = 60",
@@ -279,7 +286,12 @@ def test_services_start_after_what_they_need_and_end_before_it():
     spec = specs("node")["data"]
     assert [c["name"] for c in spec["initContainers"]] == ["kv", "metadata", "backend", "proxy"]
     assert all(c["restartPolicy"] == "Always" for c in spec["initContainers"])
-    assert [c["name"] for c in spec["containers"]] == ["otlp-bridge", "processor", "superexec"]
+    assert [c["name"] for c in spec["containers"]] == [
+        "otlp-bridge",
+        "processor",
+        "forecaster",
+        "superexec",
+    ]
 
 
 def test_only_the_gateway_can_be_reached_from_outside(example):
@@ -319,6 +331,16 @@ def test_the_superlink_and_enrolment_are_on_loopback_alone():
     assert listens == "127.0.0.1:8090"
     [service] = kind("Service", "controller")
     assert [port["port"] for port in service["spec"]["ports"]] == [8443]
+
+
+@pytest.mark.parametrize("name", ["node/data", "hybrid/store"])
+def test_forecasts_are_on_loopback_alone(name):
+    which, component = name.split("/")
+    container = dict(containers(which))[f"{component}/forecaster"]
+    given = environment(container)
+    assert given["ICOS_FL_FORECASTER_PAGE_ADDRESS"] == "127.0.0.1:8089"
+    assert "ICOS_FL_FORECASTER_LISTEN_ADDRESS" not in given  # as it is by default
+    assert not container.get("ports")
 
 
 def test_the_processor_of_a_node_is_on_loopback_alone():
@@ -418,7 +440,7 @@ def test_pods_talk_to_those_alone_that_they_need(which, expected):
 def test_metrics_are_for_one_namespace():
     opened = flows("node", "metrics.enabled=true", "metrics.namespace=prometheus") - flows("node")
     assert {"prometheus"} == {flow[1] for flow in opened}
-    assert {9464, 9465, 9466, 9467, 9468} == {flow[3] for flow in opened}
+    assert {9464, 9465, 9466, 9467, 9468, 9470} == {flow[3] for flow in opened}
 
 
 def test_nobody_but_the_cluster_answers_names(example):
@@ -520,6 +542,8 @@ def gateway_variables() -> set[str]:
 
 
 KNOWN = {
+    "enrolment": EnrolmentSettings,
+    "forecaster": ForecasterSettings,
     "otlp-bridge": BridgeSettings,
     "processor": ProcessorSettings,
     "timeseries-store": ServiceSettings,
@@ -529,6 +553,8 @@ KNOWN = {
     "gateway": gateway_variables,
     "scaphandre": lambda: {"SCAPHANDRE_POWERCAP_PATH"},
 }
+"""Of each image, who reads its variables; of a container that runs another command than its image,
+by the container's name."""
 
 
 def test_services_take_the_settings_that_they_are_given(example, monkeypatch):
@@ -538,7 +564,7 @@ def test_services_take_the_settings_that_they_are_given(example, monkeypatch):
     for name, container in containers(example, *EVERYTHING):
         image = container["image"].split("/")[-1].split(":")[0]
         given = environment(container)
-        known = EnrolmentSettings if name == "controller/enrolment" else KNOWN[image]
+        known = KNOWN.get(name.split("/")[1]) or KNOWN[image]
         given.pop("NODE_NAME", None)  # of the command line
         if not isinstance(known, type):
             assert given.keys() <= known(), name

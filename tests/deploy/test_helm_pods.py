@@ -46,8 +46,8 @@ SERVICES = {
 """Of each pod, in the order of their start, the Services that lead to it where it has the ports."""
 PORTS = {
     *(6379, 16587, 6867, 8676),  # the store
-    *(4317, 50051, 8000, 8090, 8443, 9093, 9094),
-    *range(9464, 9470),  # metrics
+    *(4317, 50051, 50052, 8000, 8089, 8090, 8443, 9093, 9094),
+    *range(9464, 9471),  # metrics
 }
 OPEN = {
     "single-node": {"controller": {8443}, "out": {9094}, "data": {4317}, "collect": set()},
@@ -310,6 +310,17 @@ def test_what_is_measured_comes_into_the_window(cluster):
         return text.count("\n") if status == 0 else 0
 
     wait_until(lambda: rows() > 40, 400, cluster.logs)
+
+
+def test_the_forecaster_says_what_comes_next(cluster):
+    def said() -> bool:
+        status, text = cluster.exec(
+            cluster.store, "forecaster", "icos-fl-health", "http://127.0.0.1:9470/metrics"
+        )
+        assert status == 0, text
+        return f'icos_fl_forecast_yhat{{horizon="1m",metric="cpu_usage",node="{NODE}"}}' in text
+
+    wait_until(said, 120, cluster.logs)
 
 
 def test_a_run_trains_on_it(cluster):

@@ -42,7 +42,8 @@ and ends after those behind it. */}}
 {{- include "icos-fl.settings" (list . "ICOS_FL_STORE_") }}
 {{- end }}
 
-{{- /* Bridge and processor. The processor of a node is for its own pod, and a shared one for those with a certificate. */}}
+{{- /* Bridge, processor and forecaster. The processor of a node is for its own pod, and a shared one for those with a certificate. The
+forecaster asks a processor for models of torch alone, and a shared store has no models. */}}
 {{- define "icos-fl.services" -}}
 - {{- include "icos-fl.container" (list . "otlp-bridge" "otlp-bridge") | nindent 2 }}
   env:
@@ -98,4 +99,27 @@ and ends after those behind it. */}}
     - {name: processor-secrets, mountPath: /run/secrets, readOnly: true}
     {{- end }}
     - {name: tmp, mountPath: /tmp, subPath: processor}
+- {{- include "icos-fl.container" (list . "fl-client" "forecaster") | nindent 2 }}
+  command: [icos-fl-forecaster]
+  env:
+    {{- if eq .Values.node.store "own" }}
+    - {name: ICOS_FL_FORECASTER_PROCESSOR__ADDRESS, value: "127.0.0.1:50051"}
+    {{- end }}
+    - {name: ICOS_FL_FORECASTER_STATE_FOLDER, value: /var/lib/icos-fl}
+    - {name: ICOS_FL_FORECASTER_PAGE_ADDRESS, value: "127.0.0.1:8089"}
+    {{- if .Values.expectations }}
+    - {name: ICOS_FL_FORECASTER_EXPECTATIONS, value: /etc/icos-fl/expectations.toml}
+    {{- end }}
+    {{- include "icos-fl.metrics" (list . "ICOS_FL_FORECASTER" 9470) | nindent 4 }}
+    {{- with include "icos-fl.settings" (list . "ICOS_FL_FORECASTER_") }}
+{{- trim . | nindent 4 }}
+    {{- end }}
+  {{- with include "icos-fl.metrics-port" (list . "metrics-fc" 9470) }}
+  ports: {{- trim . | nindent 4 }}
+  {{- end }}
+  {{- include "icos-fl.health" (list "tcp://127.0.0.1:50052" "http://127.0.0.1:9470/health") | nindent 2 }}
+  volumeMounts:
+    - {name: configuration, mountPath: /etc/icos-fl, readOnly: true}
+    - {name: forecaster, mountPath: /var/lib/icos-fl}
+    - {name: tmp, mountPath: /tmp, subPath: forecaster}
 {{- end }}
