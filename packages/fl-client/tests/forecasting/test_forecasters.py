@@ -1,7 +1,7 @@
 import numpy as np
 from icos_fl_client.forecasting import Combination
 from icos_fl_client.forecasting.forecasters import Anchors, groups
-from icos_fl_client.forecasting.history import History
+from icos_fl_client.forecasting.history import STEPS_MAX, History
 from icos_fl_client.forecasting.memory import Memory
 
 STEPS = np.array([1, 3])
@@ -40,7 +40,7 @@ def test_memory_finds_what_followed_each_time_before():
     period = [10.0, 10.0, 40.0, 20.0, 30.0, 10.0, 50.0]
     forecast_kh = Memory().forecast(history_of(period * 40), STEPS)
 
-    assert [[period[0], period[2]]] * 4 == forecast_kh.round(9).tolist()
+    assert [[period[0], period[2]]] * len(Memory.names) == forecast_kh.round(9).tolist()
 
 
 def test_memory_by_shape_knows_a_pattern_at_another_level_and_size():
@@ -55,36 +55,49 @@ def test_memory_by_level_tells_levels_apart():
     low, high = [*[100.0] * 20, *[0.0] * 20], [*[200.0] * 20, *[300.0] * 20]
     forecast_kh = Memory().forecast(history_of([*low, *high] * 20 + [*low[:20]]), STEPS)
 
-    assert forecast_kh[Memory.names.index("memory-level-32"), 0] == 0.0
+    assert forecast_kh[Memory.names.index("memory-level-nearest-64"), 0] == 0.0
+
+
+def test_nearest_of_a_likeness_follows_fewer_windows_than_near():
+    # Eight steps at a load, then at three times it; now at the highest one.
+    loads = np.random.default_rng(0).permutation(np.linspace(10, 90, 60))
+    values = [value for load in loads for value in [*[load] * 8, 3 * load]]
+    forecast_kh = Memory().forecast(history_of([*values, *[90.0] * 8]), STEPS)
+    nearest, near = (Memory.names.index(f"memory-level-{each}-8") for each in ("nearest", "near"))
+
+    assert 250 < forecast_kh[near, 0] < forecast_kh[nearest, 0] <= 270
+
+
+def test_quantiles_of_what_followed_are_in_order_around_the_forecast():
+    values = np.random.default_rng(0).normal(50, 5, size=300)
+    forecast_kh, quantile_aqh = Memory().recall(history_of(values), STEPS, (0.1, 0.5, 0.9))
+
+    assert (np.diff(quantile_aqh, axis=1) > 0).all()
+    assert forecast_kh[Memory.likenesses :].tolist() == quantile_aqh[:, 1].tolist()
 
 
 def test_memory_is_silent_before_enough_windows_are_finished():
-    # Windows of 16 steps that end at steps 15 to n - 4, since 3 steps must have followed; the
-    # level's 15 nearest are looked for among 30.
-    level = Memory.names.index("memory-level-16")
+    # Windows of 8 steps that end at steps 7 to n - 4, since 3 steps must have followed; the 20
+    # nearest are looked for among 40.
+    near = Memory.names.index("memory-level-near-8")
 
-    assert np.isnan(Memory().forecast(history_of(np.arange(47.0)), STEPS)).all()
-    assert np.isfinite(Memory().forecast(history_of(np.arange(48.0)), STEPS)[level]).all()
+    assert np.isnan(Memory().forecast(history_of(np.arange(49.0)), STEPS)).all()
+    assert np.isfinite(Memory().forecast(history_of(np.arange(50.0)), STEPS)[near]).all()
 
 
 def test_memory_does_not_look_across_a_gap():
-    runs = [[*np.arange(20.0), *[np.nan] * 5] for _ in range(10)]
+    runs = [[*np.arange(12.0), *[np.nan] * 5] for _ in range(10)]
     flat = [value for run in runs for value in run]
 
-    # Each run of 20 has 2 windows of 16 steps that 3 more follow: 20 of the 30 that are needed.
-    assert np.isnan(Memory().forecast(history_of([*flat, *np.arange(20.0)]), STEPS)).all()
+    # Each run of 12 has 2 windows of 8 steps that 3 more follow: 22 of the 40 that are needed.
+    assert np.isnan(Memory().forecast(history_of([*flat, *np.arange(12.0)]), STEPS)).all()
 
 
-def test_memory_follows_a_long_history_as_if_it_had_seen_each_step():
+def test_what_is_forgotten_changes_nothing():
     values = np.random.default_rng(0).normal(size=9000).cumsum()
-    history, followed = History(), Memory()
-    for value in values:
-        history.append(value)
-        if history.count > 8900:
-            followed.forecast(history, STEPS)
 
-    expected = Memory().forecast(history, STEPS)
-    assert expected.tolist() == followed.forecast(history, STEPS).tolist()
+    expected = Memory().forecast(history_of(values[-STEPS_MAX:]), STEPS)
+    assert expected.tolist() == Memory().forecast(history_of(values), STEPS).tolist()
 
 
 def test_steps_of_a_group_are_at_most_eight_times_its_first():

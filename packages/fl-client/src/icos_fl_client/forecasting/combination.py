@@ -66,14 +66,15 @@ class Combination:
         self.steps_h = np.array(steps, np.int64)
         self._limits = lower, upper
         self._seen_2 = np.array([math.inf, -math.inf])
-        self._forecasters: list[Forecaster] = [Anchors(), Memory(), *forecasters]
-        self.names = tuple(name for each in self._forecasters for name in each.names)
+        self._anchors, self._memory, self._others = Anchors(), Memory(), forecasters
+        everyone: list[Forecaster] = [self._anchors, self._memory, *forecasters]
+        self.names = tuple(name for each in everyone for name in each.names)
         self.history = History()
         count = len(steps)
         self.mixture = Mixture(len(self.names), self.steps_h)
-        self.intervals = Intervals(SPREADS, count)
+        self.intervals = Intervals(SPREADS, count, Memory.likenesses)
         said = self.intervals.alternatives * len(LEVELS)
-        rows = (len(self.names), len(DISCOUNTS), 1, SPREADS, said, len(LEVELS))
+        rows = (len(self.names), len(DISCOUNTS), 1, SPREADS, said, len(LEVELS), len(LEVELS))
         self._borders = np.cumsum(rows)[:-1].tolist()
         self._pending = np.full((int(self.steps_h[-1]) + 1, sum(rows), count), np.nan)
         self._usual_spread_2 = np.zeros(2)  # the mean, and of how many
@@ -144,7 +145,7 @@ class Combination:
             "quantiles-square": quantiles.square_mkh,
             "errors": self.intervals.errors_shn,
             "errors-finished": self.intervals.finished_h,
-            "levels": self.intervals.level_qh,
+            "stretch": self.intervals.stretch_qh,
             "pending": self._pending,
             "usual-spread": self._usual_spread_2,
             "seen": self._seen_2,
@@ -156,16 +157,20 @@ class Combination:
 
     def _forecast(self) -> tuple[Array, Forecast]:
         with np.errstate(over="ignore", invalid="ignore"):
-            said_kh = np.concatenate(
-                [each.forecast(self.history, self.steps_h) for each in self._forecasters]
+            recalled_kh, recalled_aqh = self._memory.recall(self.history, self.steps_h, LEVELS)
+            anchored_kh, *others = (
+                each.forecast(self.history, self.steps_h) for each in (self._anchors, *self._others)
             )
+            said_kh = np.concatenate([anchored_kh, recalled_kh, *others])
         said_kh[~np.isfinite(said_kh)] = np.nan
         low = min(self._limits[0], self._seen_2[0])
         high = max(self._limits[1], self._seen_2[1])
-        said_kh = np.clip(said_kh, low, high)
+        said_kh, recalled_aqh = np.clip(said_kh, low, high), np.clip(recalled_aqh, low, high)
         mixed_mh, yhat_h = self.mixture.mix(said_kh)
         spread_sh = self._spread(said_kh)
-        quantile_aqh, mixed_qh = self.intervals.quantiles(yhat_h, spread_sh)
+        quantile_aqh, mixed_qh, stretched_qh = self.intervals.quantiles(
+            yhat_h, spread_sh, recalled_aqh
+        )
         row_rh = [
             said_kh,
             mixed_mh,
@@ -173,8 +178,9 @@ class Combination:
             spread_sh,
             np.concatenate(quantile_aqh),
             mixed_qh,
+            stretched_qh,
         ]
-        low_95, low_80, high_80, high_95 = np.clip(mixed_qh, low, high)
+        low_95, low_80, high_80, high_95 = np.clip(stretched_qh, low, high)
         return np.concatenate(row_rh), Forecast(yhat_h, low_80, high_80, low_95, high_95, said_kh)
 
     def _spread(self, said_kh: Array) -> Array:
@@ -201,24 +207,24 @@ class Combination:
         made_hr = self._pending[
             (now - self.steps_h) % len(self._pending), :, np.arange(len(begun_h))
         ]
-        said_kh, mixed_mh, yhat_1h, spread_sh, quantile_ch, mixed_qh = np.split(
+        said_kh, mixed_mh, yhat_1h, spread_sh, quantile_ch, mixed_qh, stretched_qh = np.split(
             made_hr.T, self._borders
         )
         yhat_h = yhat_1h[0]
         actual_h = np.where(begun_h & np.isfinite(yhat_h), actual, np.nan)
         quantile_aqh = quantile_ch.reshape(-1, len(LEVELS), len(actual_h))
         self.mixture.learn(said_kh, mixed_mh, yhat_h, actual_h)
-        self.intervals.learn(quantile_aqh, mixed_qh, yhat_h, spread_sh, actual_h)
-        self._score(np.concatenate([said_kh, yhat_1h]), mixed_qh, actual_h)
+        self.intervals.learn(quantile_aqh, mixed_qh, stretched_qh, yhat_h, spread_sh, actual_h)
+        self._score(np.concatenate([said_kh, yhat_1h]), stretched_qh, actual_h)
 
-    def _score(self, said_kh: Array, mixed_qh: Array, actual_h: Array) -> None:
+    def _score(self, said_kh: Array, bound_qh: Array, actual_h: Array) -> None:
         error_kh = np.abs(said_kh - actual_h)
         known_kh = np.isfinite(error_kh)
         kept_kh = np.where(known_kh, SCORE_DISCOUNT, 1.0)
         self._error_kh = kept_kh * self._error_kh + np.where(known_kh, error_kh, 0.0)
         self._error_weight_kh = kept_kh * self._error_weight_kh + known_kh
-        known_h = np.isfinite(actual_h + mixed_qh[0])
+        known_h = np.isfinite(actual_h + bound_qh[0])
         kept_h = np.where(known_h, SCORE_DISCOUNT, 1.0)
-        inside_2h = (mixed_qh[[1, 0]] <= actual_h) & (actual_h <= mixed_qh[[2, 3]])
+        inside_2h = (bound_qh[[1, 0]] <= actual_h) & (actual_h <= bound_qh[[2, 3]])
         self._inside_2h = kept_h * self._inside_2h + (inside_2h & known_h)
         self._inside_weight_h = kept_h * self._inside_weight_h + known_h

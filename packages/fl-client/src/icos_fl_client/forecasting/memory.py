@@ -1,82 +1,104 @@
 """What followed when a node was in the same state before.
 
-Shapes: t steps of a history, w windows, l steps of a window, n nearest windows, h steps ahead.
+Shapes: t steps of a history, w windows, l steps of a window, n nearest windows, a likenesses, h
+steps ahead, k forecasts, q quantiles.
+
+Two windows are alike by level or by shape. By level their distance is the weighted sum of squares
+by which their steps differ; by shape their steps are first taken as ``(x - last) / spread``, and
+what followed grows or shrinks with the spread. The nearer a window, the more it weighs. How near is
+near enough differs between nodes: one that does the same job again is told best by the very
+nearest, a noisy one by many. So each likeness gives two forecasts.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from icos_fl_client.forecasting.forecasters import Steps, groups
-from icos_fl_client.forecasting.history import STEPS_MAX, Array, History, Newest
+from icos_fl_client.forecasting.history import STEPS_MAX, Array, History
 
+NEAREST = 20
+KERNELS = {"nearest": 1, "near": 7}
+"""How many windows are nearer than that at which the weight falls to 1/e."""
 SPREAD_SHARE_MIN = 0.02
 """A window that moves less than this share of the usual one counts as flat."""
+DISTANCE_MIN = 1e-9
+"""In squares of the spread; less is rounding."""
 
 
 @dataclass(frozen=True)
-class Likeness:
-    """What makes two windows alike: the weighted sum of squares by which their steps differ."""
+class Length:
+    """Of windows that are compared, by shape and by level."""
 
     name: str
     steps: int
-    nearest: int
     decay: float
     """Weight of a step as a share of that of the next one."""
-    by_shape: bool
-    """Whether steps are ``(x - last) / spread``; else they are the values themselves."""
+    newest: int = STEPS_MAX
+    """Only windows that end within the newest so many steps."""
 
 
-LIKENESSES = (
-    Likeness("memory-shape-16", 16, 40, 0.85, by_shape=True),
-    Likeness("memory-shape-32", 32, 40, 0.9, by_shape=True),
-    Likeness("memory-level-16", 16, 15, 0.8, by_shape=False),
-    Likeness("memory-level-32", 32, 15, 1.0, by_shape=False),
+LENGTHS = (
+    Length("8", 8, 0.80),
+    Length("16", 16, 0.85),
+    Length("64", 64, 0.97),
+    Length("late-16", 16, 0.85, newest=240),
 )
 
 
 class Memory:
-    """The median of what followed the nearest finished windows of the node's own history.
+    """Medians of what followed the windows of the node's own history that are like the newest.
 
-    A window is finished when all that is forecast from it has come. There is no forecast before
-    twice as many are finished as are looked for.
+    Those count after which all has come that is forecast together. There is no forecast before
+    there are twice as many as are looked for.
     """
 
-    names = tuple(likeness.name for likeness in LIKENESSES)
-
-    def __init__(self) -> None:
-        self._windows = [_Windows(likeness) for likeness in LIKENESSES]
+    names = tuple(
+        f"memory-{by}-{kernel}-{length.name}"
+        for kernel in KERNELS
+        for length in LENGTHS
+        for by in ("shape", "level")
+    )
+    likenesses = len(names) // len(KERNELS)
 
     def forecast(self, history: History, steps_h: Steps) -> Array:
-        """Forecasts (4, h)."""
-        for windows in self._windows:
-            windows.follow(history)
-        filled_t, starts_t = history.filled_t, history.starts_t
-        size = len(filled_t)
-        run_t = np.arange(history.count - size, history.count) + 1 - starts_t
-        length_t = np.minimum(run_t, np.arange(1, size + 1))  # what is forgotten is no window
-        length_t[np.isnan(filled_t)] = 0
-        forecasts_kh = np.full((len(self.names), len(steps_h)), np.nan)
-        if not size or not length_t[-1]:
-            return forecasts_kh
-        compared = [windows.compare(length_t) for windows in self._windows]
-        for group in groups(steps_h):
-            finished_t = _finished(history, steps_h[group])
-            for forecast_h, windows, found in zip(
-                forecasts_kh, self._windows, compared, strict=True
-            ):
-                like = windows.likeness
-                ends = np.flatnonzero(finished_t & (length_t[: len(finished_t)] >= like.steps))
-                if found is not None and len(ends) >= 2 * like.nearest:
-                    nearest, factor_n = found.nearest(ends, like.nearest)
-                    changes_nh = (
-                        filled_t[nearest[:, None] + steps_h[group]] - filled_t[nearest, None]
-                    )
-                    change_h = np.median(changes_nh * factor_n[:, None], axis=0)
-                    forecast_h[group] = filled_t[-1] + change_h
-        return forecasts_kh
+        """Forecasts (16, h)."""
+        return self.recall(history, steps_h, ())[0]
+
+    def recall(
+        self, history: History, steps_h: Steps, levels: Sequence[float]
+    ) -> tuple[Array, Array]:
+        """Forecasts (16, h), and the quantiles *levels* of what followed near windows (8, q, h)."""
+        filled_t, length_t = history.filled_t, _lengths(history)
+        change_anh = np.full((self.likenesses, NEAREST, len(steps_h)), np.nan)
+        distance_anh = np.full_like(change_anh, np.nan)
+        if len(length_t) and length_t[-1]:
+            centred_t = np.where(length_t > 0, filled_t - filled_t[-1], 0.0)
+            compared = {
+                (steps, decay): _Compared(centred_t, length_t, steps, decay)
+                for steps, decay in {(each.steps, each.decay) for each in LENGTHS}
+                if length_t[-1] >= steps
+            }
+            for group in groups(steps_h):
+                finished_t = _finished(history, steps_h[group])
+                for place, each in enumerate(LENGTHS):
+                    of_length = compared.get((each.steps, each.decay))
+                    found = of_length and of_length.nearest(finished_t, each.newest, steps_h[group])
+                    if found:
+                        rows = slice(2 * place, 2 * place + 2)
+                        change_anh[rows, :, group], distance_anh[rows, :, group] = found
+        quantile_kqh = _quantiles(change_anh, distance_anh, (0.5, *levels))
+        quantile_kqh += filled_t[-1] if len(filled_t) else np.nan
+        return quantile_kqh[:, 0], quantile_kqh[self.likenesses :, 1:]
+
+
+def _lengths(history: History) -> NDArray[np.int64]:
+    """How long the run is at each step (t,), of what is remembered; 0 where it is over."""
+    size = len(history.filled_t)
+    run_t = np.arange(history.count - size, history.count) + 1 - history.starts_t
+    return np.where(np.isnan(history.filled_t), 0, np.minimum(run_t, np.arange(1, size + 1)))
 
 
 def _finished(history: History, steps_h: Steps) -> NDArray[np.bool_]:
@@ -88,58 +110,80 @@ def _finished(history: History, steps_h: Steps) -> NDArray[np.bool_]:
     return np.asarray(finished_t)
 
 
-@dataclass(frozen=True)
 class _Compared:
-    """How far all windows are from the newest one."""
+    """How far all windows of a length are from the newest one.
 
-    distance_w: Array
-    scale_w: Array
-    """1 for all where windows are not compared by shape."""
+    Sums over windows are correlations; values are seen from the newest one, so that what is near it
+    loses no digits.
+    """
 
-    def nearest(self, ends: NDArray[np.int64], count: int) -> tuple[NDArray[np.int64], Array]:
-        """Those of *ends* whose windows are most like the newest, and what their changes take."""
-        chosen = ends[np.argpartition(self.distance_w[ends], count)[:count]]
-        return chosen, self.scale_w[-1] / self.scale_w[chosen]
+    def __init__(
+        self, centred_t: Array, length_t: NDArray[np.int64], steps: int, decay: float
+    ) -> None:
+        self._centred_t, self._before = centred_t, steps - 1
+        self._whole_w = length_t[steps - 1 :] >= steps
+        weight_l = decay ** np.arange(steps, dtype=float)[::-1]
+        weight_l /= weight_l.sum()
+        newest_l, last_w = centred_t[-steps:], centred_t[steps - 1 :]
+        sum_w = np.correlate(centred_t, weight_l)
+        square_sum_w = np.correlate(centred_t**2, weight_l)
+        product_w = np.correlate(centred_t, weight_l * newest_l)
+        newest_square = weight_l @ newest_l**2
+        square_w = np.maximum(square_sum_w - last_w * (2 * sum_w - last_w), 0.0)
+        spread_w = np.sqrt(square_w)
+        usual = float(spread_w[self._whole_w].mean()) or 1.0
+        scale_w = np.maximum(spread_w, SPREAD_SHARE_MIN * usual)
+        by_level_w = (square_sum_w - 2 * product_w + newest_square) / usual**2
+        product_w -= last_w * (weight_l @ newest_l)
+        by_shape_w = (square_w / scale_w - 2 * product_w / scale_w[-1]) / scale_w
+        by_shape_w += newest_square / scale_w[-1] ** 2
+        self._distances_w = by_shape_w, by_level_w
+        self._scales_w = scale_w, np.ones_like(scale_w)
 
+    def nearest(
+        self, finished_t: NDArray[np.bool_], newest: int, steps_h: Steps
+    ) -> tuple[Array, Array] | None:
+        """What followed the nearest windows (2, n, h), and how far they are (2, n, 1).
 
-class _Windows:
-    """The windows that end at each step of a history."""
-
-    def __init__(self, likeness: Likeness) -> None:
-        self.likeness = likeness
-        self._weight_l = likeness.decay ** np.arange(likeness.steps, dtype=float)[::-1]
-        self._steps_wl = Newest(STEPS_MAX, likeness.steps)
-        self._spread_w = Newest(STEPS_MAX)
-        self._square_w = Newest(STEPS_MAX)
-        self._count = 0
-
-    def follow(self, history: History) -> None:
-        """Take the steps that are new; those before the first whole window are NaN."""
-        steps = self.likeness.steps
-        new = min(history.count - self._count, len(history.filled_t))
-        known_t = history.filled_t[-(new + steps - 1) :]
-        padded_t = np.concatenate([np.full(new + steps - 1 - len(known_t), np.nan), known_t])
-        for window_l in sliding_window_view(padded_t, steps) if new > 0 else ():
-            centred_l = window_l - window_l[-1] if self.likeness.by_shape else window_l
-            self._steps_wl.append(centred_l)
-            self._spread_w.append(np.abs(centred_l) @ self._weight_l / self._weight_l.sum())
-            self._square_w.append(centred_l**2 @ self._weight_l)
-        self._count = history.count
-
-    def compare(self, length_t: NDArray[np.int64]) -> _Compared | None:
-        """With the newest window; None where it is not whole. *length_t* is that of the runs."""
-        steps = self.likeness.steps
-        if length_t[-1] < steps:
+        By shape and by level, the nearest first; None where there are too few.
+        """
+        begin = max(len(self._whole_w) - newest, 0)
+        finished_w = finished_t[self._before :]
+        ends_w = begin + np.flatnonzero((finished_w & self._whole_w[: len(finished_w)])[begin:])
+        if len(ends_w) < 2 * NEAREST:
             return None
-        steps_wl = self._steps_wl.rows
-        if not self.likeness.by_shape:
-            apart_wl = steps_wl - steps_wl[-1]
-            distance_w = np.einsum("wl,wl,l->w", apart_wl, apart_wl, self._weight_l)
-            return _Compared(distance_w, np.ones(len(distance_w)))
-        spread_w = self._spread_w.rows
-        usual = float(spread_w[length_t >= steps].mean())
-        scale_w = np.maximum(spread_w, max(SPREAD_SHARE_MIN * usual, np.finfo(float).tiny))
-        newest_l = steps_wl[-1] / scale_w[-1] * self._weight_l
-        product_w = steps_wl @ newest_l
-        distance_w = self._square_w.rows / scale_w**2 - 2 * product_w / scale_w
-        return _Compared(distance_w, scale_w)
+        changes, distances = [], []
+        for distance_w, scale_w in zip(self._distances_w, self._scales_w, strict=True):
+            distance_n = distance_w[ends_w]
+            nearest_n = np.argpartition(distance_n, NEAREST)[:NEAREST]
+            nearest_n = nearest_n[np.argsort(distance_n[nearest_n])]
+            distances.append(distance_n[nearest_n, None])
+            end_n1 = ends_w[nearest_n, None]
+            last_n1 = self._centred_t[end_n1 + self._before]
+            change_nh = self._centred_t[end_n1 + self._before + steps_h] - last_n1
+            changes.append(change_nh * (scale_w[-1] / scale_w[end_n1]))
+        return np.stack(changes), np.stack(distances)
+
+
+def _quantiles(change_anh: Array, distance_anh: Array, levels: Sequence[float]) -> Array:
+    """Weighted quantiles (k, q, h) of the changes, by each of KERNELS in turn.
+
+    Each change stands in the middle of its weight, and between two of them quantiles are linear.
+    """
+    width_k1h = np.concatenate([distance_anh[:, [nearer]] for nearer in KERNELS.values()])
+    kernels = len(KERNELS)
+    distance_knh = np.concatenate([np.maximum(distance_anh, 0.0)] * kernels)
+    weight_knh = np.exp(-distance_knh / np.maximum(width_k1h, DISTANCE_MIN))
+    order_anh = np.argsort(change_anh, axis=1)
+    change_anh = np.take_along_axis(change_anh, order_anh, axis=1)
+    weight_knh = np.take_along_axis(weight_knh, np.concatenate([order_anh] * kernels), axis=1)
+    place_knh = np.cumsum(weight_knh, axis=1)
+    place_knh = (place_knh - weight_knh / 2) / place_knh[:, -1:]
+    level_q1 = np.array(levels)[:, None]
+    above_kqh = (place_knh[:, :, None] < level_q1).sum(axis=1).clip(1, NEAREST - 1)
+    of_k11, of_h = np.arange(len(place_knh))[:, None, None], np.arange(place_knh.shape[2])
+    low_kqh, high_kqh = (place_knh[of_k11, above_kqh - back, of_h] for back in (1, 0))
+    of_a11 = of_k11 % len(change_anh)
+    first_kqh, second_kqh = (change_anh[of_a11, above_kqh - back, of_h] for back in (1, 0))
+    share_kqh = (level_q1 - low_kqh) / np.maximum(high_kqh - low_kqh, DISTANCE_MIN)
+    return np.asarray(first_kqh + share_kqh.clip(0.0, 1.0) * (second_kqh - first_kqh))

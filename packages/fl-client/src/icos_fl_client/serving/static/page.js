@@ -3,7 +3,7 @@
 const POLL_MS = 2000;
 const LEVELS = ["80", "95"];
 const NAMES = { combination: "all, mixed: what is said", last: "the last value", model: "the federated model" };
-const KINDS = { mean: "mean", median: "median", drift: "drift", "memory-shape": "memory by shape", "memory-level": "memory by level" };
+const KINDS = { mean: "mean", median: "median", drift: "drift", memory: "memory by" };
 const $ = (id) => document.getElementById(id);
 let answer = null; // of /api/forecasts
 let record = null; // of /api/record, with `of`: which metric it is of, and of when
@@ -49,7 +49,8 @@ function long(seconds) {
 }
 function forecaster(name) {
   const [kind, steps] = name.split(/-(?=\d+$)/);
-  return NAMES[name] ?? (KINDS[kind] ? `${KINDS[kind]}, ${steps} steps` : name);
+  const [first, ...more] = kind.split("-");
+  return NAMES[name] ?? (KINDS[first] && steps ? `${[KINDS[first], ...more].join(" ")}, ${steps} steps` : name);
 }
 const key = (found) => `${encodeURIComponent(found.node)}/${encodeURIComponent(found.metric)}`;
 const titled = (found) => found.metric.replaceAll("_", " ");
