@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -27,7 +28,38 @@ SECOND = 10**9
 STEP = 3
 """Seconds between rows; five are a step of the forecasts."""
 PATIENCE_SECONDS = 120.0
-EXAMPLE = Path(__file__).parents[2] / "examples/bring-a-model/src"
+ROOT = Path(__file__).parents[2]
+EXAMPLE = ROOT / "examples/bring-a-model/src"
+COLLECTOR = """
+receivers: {{otlp: {{protocols: {{grpc: {{endpoint: "127.0.0.1:{otlp_port}"}}}}}}}}
+exporters: {{otlphttp: {{endpoint: "http://127.0.0.1:{bridge_port}"}}}}
+service:
+  telemetry: {{metrics: {{level: none}}}}
+  pipelines: {{metrics: {{receivers: [otlp], exporters: [otlphttp]}}}}
+"""
+COLUMNS = """
+node_attribute: service.name
+columns:
+  expected:
+    unit: "%"
+    sources:
+      - terms:
+          - metric: icos_fl_forecast_yhat
+            where:
+              - {attribute: node, equals: NODE}
+              - {attribute: metric, equals: cpu}
+              - {attribute: horizon, equals: 5m}
+  at_most:
+    unit: "%"
+    sources:
+      - terms:
+          - metric: icos_fl_forecast_yhat_upper
+            where:
+              - {attribute: node, equals: NODE}
+              - {attribute: metric, equals: cpu}
+              - {attribute: horizon, equals: 5m}
+              - {attribute: level, equals: "0.8"}
+"""
 
 
 @dataclass
@@ -233,6 +265,60 @@ def test_forecasts_go_on_when_the_backend_comes_back(node: Node):
     assert node.until_step(350).horizons
 
 
+def test_forecasts_go_back_into_a_collector_over_otlp(node: Node):
+    command = [ROOT / "deploy/build-sources", "--check", "otelcol-peer"]
+    found = subprocess.run(command, stdout=subprocess.PIPE, text=True).stdout.strip()
+    if not found:
+        pytest.skip("no Collector: deploy/build-sources otelcol-peer")
+    bridge_port, otlp_port = free_port(), free_port()
+    collector = node.folder / "collector.yaml"
+    collector.write_text(COLLECTOR.format(otlp_port=otlp_port, bridge_port=bridge_port))
+    columns = node.folder / "bridge.yaml"
+    columns.write_text(COLUMNS.replace("NODE", node.name))
+    bridge = {
+        "ICOS_FL_BRIDGE_LISTEN_ADDRESS": f"127.0.0.1:{free_port()}",
+        "ICOS_FL_BRIDGE_HTTP_LISTEN_ADDRESS": f"127.0.0.1:{bridge_port}",
+        "ICOS_FL_BRIDGE_CONFIG": str(columns),
+        "ICOS_FL_BRIDGE_STORE__PORT": str(node.processes.settings.port),
+    }
+    node.append(300)
+    with (
+        service([sys.executable, "-m", "icos_fl_otlp_bridge"], bridge, bridge_port),
+        service([found.partition("=")[2], f"--config={collector}"], {}, otlp_port),
+    ):
+        endpoint = f"http://127.0.0.1:{otlp_port}"
+        node.start(ICOS_FL_FORECASTER_METRICS_OTLP_ENDPOINT=endpoint)
+        said = node.until_step(300)
+        assert node.end(signal.SIGTERM) == 0  # what is newest is exported at the end
+        window = node.store.create_window("icos-fl-client")
+        cursor = 0
+        while not window.info().rows:
+            cursor = window.wait(cursor, PATIENCE_SECONDS)
+    rows = window.read()
+    told = dict(zip(rows.columns, rows.values_tf[-1], strict=True))
+    assert told == {
+        "expected": said.horizons[1].yhat,
+        "at_most": said.horizons[1].intervals[0].upper,
+    }
+
+
+@contextlib.contextmanager
+def service(command: list[str], environment: dict[str, str], port: int) -> Iterator[None]:
+    """One that listens on *port* in the block."""
+    with subprocess.Popen(command, env={**os.environ, **environment}) as process:
+        try:
+            deadline = time.monotonic() + PATIENCE_SECONDS
+            while True:
+                with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+                    break
+                assert process.poll() is None, f"{command} has ended"
+                assert time.monotonic() < deadline, f"{command} does not listen on {port}"
+                time.sleep(0.1)
+            yield
+        finally:
+            process.terminate()
+
+
 @contextlib.contextmanager
 def processor(node: Node) -> Iterator[str]:
     address = f"127.0.0.1:{free_port()}"
@@ -242,10 +328,5 @@ def processor(node: Node) -> Iterator[str]:
         "ICOS_FL_PROCESSOR_RECORDED": "true",
     }
     command = [sys.executable, "-m", "icos_fl_processor"]
-    with subprocess.Popen(command, env={**os.environ, **environment}) as process:
-        try:
-            with grpc.insecure_channel(address) as channel:
-                grpc.channel_ready_future(channel).result(PATIENCE_SECONDS)
-            yield address
-        finally:
-            process.terminate()
+    with service(command, environment, int(address.rpartition(":")[2])):
+        yield address
