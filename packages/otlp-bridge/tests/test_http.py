@@ -75,7 +75,7 @@ def test_what_will_never_work_is_400_with_a_status(bridge, content_type):
     assert "3 bytes" in answer.refusal.message
 
 
-@pytest.mark.parametrize("broken", [b"no gzip", gzip.compress(b"x" * 100)[:20]])
+@pytest.mark.parametrize("broken", [b"no gzip", gzip.compress(b"x" * 100, mtime=0)[:20]])
 def test_broken_gzip_is_400(bridge, broken):
     answer = bridge.request(broken, content_encoding="gzip")
     assert (answer.status, answer.refusal.code) == (400, code_pb2.INVALID_ARGUMENT)
