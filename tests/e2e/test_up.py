@@ -192,23 +192,32 @@ def test_a_second_deployment_in_the_same_folder_is_refused(kept: Kept) -> None:
     assert f"runs there already (pid {pid})" in out
 
 
-def test_a_node_forecasts_on_its_own(kept: Kept) -> None:
-    command_line, result = kept
-    node = result["nodes"][0]
-    status, out = command_line.run("forecast", node, "--json")
-    assert status == 0
-    assert {entry["node"] for entry in json.loads(out)["forecasts"]} == {node}
-
-
-def test_a_forecaster_is_judged_by_what_it_has_said(kept: Kept) -> None:
-    """As soon as it has gone through the rows, which all come at once."""
-    command_line, result = kept
+def until_it_answers(command_line: CommandLine, *command: str) -> dict[str, Any]:
+    """What the forecaster says as soon as it has gone through the rows, which all come at once."""
     until = time.monotonic() + FORECASTER_SECONDS
     status = 1
     while status and time.monotonic() < until:
-        status, out = command_line.run("backtest", "--node", result["nodes"][0], "--json")
+        status, out = command_line.run(*command, "--json")
         print(out)
-    found = json.loads(out)
+    found: dict[str, Any] = json.loads(out)
+    return found
+
+
+def test_a_node_forecasts_on_its_own(kept: Kept) -> None:
+    command_line, result = kept
+    node = result["nodes"][0]
+    found = until_it_answers(command_line, "forecast", node)["forecasts"]
+    assert {entry["node"] for entry in found} == {node}
+    assert {entry["metric"] for entry in found} >= set(result["metrics"])
+    for entry in found:
+        ahead = [time_s - entry["last_time_unix_s"] for time_s in entry["time_unix_s"]]
+        assert ahead == [60, 300, 3600]
+        assert len(entry["yhat"]) == 3
+
+
+def test_a_forecaster_is_judged_by_what_it_has_said(kept: Kept) -> None:
+    command_line, result = kept
+    found = until_it_answers(command_line, "backtest", "--node", result["nodes"][0])
     assert found["source"].startswith("forecaster at 127.0.0.1:")
     metrics = {entry["metric"] for entry in found["results"]}
     assert metrics & set(result["metrics"])

@@ -22,7 +22,7 @@ from icos_fl_client.serving.board import Board
 from icos_fl_client.serving.follower import Follower, Following
 from icos_fl_client.serving.kept import KeptState
 from icos_fl_client.serving.server import Server
-from icos_fl_local import traces
+from icos_fl_local import forecasts, traces
 from icos_fl_local.backtest import command, report
 from icos_fl_local.backtest.found import Found
 from icos_fl_local.backtest.recorded import Replayed, of_traces
@@ -246,16 +246,45 @@ def test_node_that_runs_is_judged_by_what_it_said(forecaster: Forecaster, found:
         assert figures == its
 
 
-def test_metric_without_a_forecast_says_why(folder: Path) -> None:
+def test_metric_without_a_forecast_says_why(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     service = Forecaster(traces.load(folder)[0])
     try:
         service.wait(2)
+        assert forecasts.tell(service.address, [], as_json=False) == 0
+        assert "ramp  cpu_usage: none: 400 values in a row are 25" in capsys.readouterr().out
         with ForecasterClient(service.address) as client:
             found = of_node(client, (), ())
     finally:
         service.server.stop()
     assert [each.metric for each in found.judged] == ["power_consumption"]
     assert found.notes[0].startswith("ramp, cpu_usage: no forecast now: 400 values in a row are 25")
+
+
+def test_forecast_is_what_the_forecaster_says(
+    forecaster: Forecaster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (outlook,) = forecaster.board.outlooks()
+    said = outlook.forecast
+    assert said is not None
+    assert outlook.last_time_ns is not None
+
+    assert forecasts.tell(forecaster.address, ["walker"], as_json=True) == 0
+    (found,) = json.loads(capsys.readouterr().out)["forecasts"]
+    assert (found["node"], found["metric"], found["unit"]) == ("walker", "cpu_usage", "%")
+    assert (found["round"], found["model_age_seconds"]) == (None, None)
+    assert found["no_model"] == "walker keeps no model of cpu_usage yet"
+    assert found["time_unix_s"] == [outlook.last_time_ns / 1e9 + ahead for ahead in (60, 300)]
+    assert found["yhat"] == said.yhat_h.tolist()
+    assert found["upper_95"] == said.upper_95_h.tolist()
+
+    assert forecasts.tell(forecaster.address, ["walker"], as_json=False) == 0
+    text = capsys.readouterr().out
+    line = rf"walker  cpu_usage: {outlook.last_value:.4g} % now, {said.yhat_h[0]:.4g} "
+    assert re.match(
+        rf"{line}\(80 %: [0-9.]+ to [0-9.]+\) in 60 s, [0-9.]+ \(.*\) in 300 s\n$", text
+    )
 
 
 def test_forecaster_with_tls_and_tokens_is_asked_by_files(folder: Path, tmp_path: Path) -> None:

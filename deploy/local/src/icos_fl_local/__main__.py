@@ -444,7 +444,7 @@ def _parser() -> argparse.ArgumentParser:
     window.add_argument("node", metavar="NODE")
     window.add_argument("--csv", action="store_true", help="as CSV: time_unix_s, then the columns")
     add_run(add("train", "another federated run on the windows as they are now"))
-    forecast = add("forecast", "what comes next, by the newest global model")
+    forecast = add("forecast", "what comes next, as the nodes' forecaster says it")
     forecast.add_argument("node", nargs="?", metavar="NODE")
     add_json(forecast)
     _add_backtest(add, add_json)

@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 
 from icos_fl_local import run, run_config
-from icos_fl_local.deployment import HOST, METRICS, Deployment, module
+from icos_fl_local.deployment import FORECASTER, HOST, METRICS, Deployment, module
 from icos_fl_local.errors import LocalError, UsageError
 from icos_fl_local.processor_client import ProcessorClient
 from icos_fl_local.progress import Progress, to
@@ -47,10 +47,17 @@ def store_command(state: StateFolder, arguments: Sequence[str]) -> int:
 
 
 def forecast(state: StateFolder, node: str | None, *, as_json: bool) -> int:
-    """Hand over to ``icos-fl-client forecast``; does not return. Needs no SuperLink."""
+    """What comes next: by the deployment's forecaster. Needs no SuperLink.
+
+    Without one it hands over to ``icos-fl-client forecast``, and does not return.
+    """
     description = state.read_running()
     deployment = _deployment(state, description)
     nodes = deployment.nodes if node is None else (_known(node, deployment.nodes, "node"),)
+    if FORECASTER in deployment.ports:
+        from icos_fl_local import forecasts
+
+        return forecasts.tell(deployment.address(FORECASTER), nodes, as_json=as_json)
     metrics = description["metrics"]
     command = run.client_command(
         deployment, "forecast", nodes=nodes, metrics=metrics, as_json=as_json

@@ -59,10 +59,15 @@ class ForecasterClient:
     ) -> None:
         self._channel.close()
 
+    def forecasts(self, nodes: Sequence[str] = ()) -> Sequence[Any]:
+        """The newest ``Forecast`` of each metric of *nodes*, or of all."""
+        answer = self._call(self._stub.GetForecasts, pb.GetForecastsRequest(nodes=nodes))
+        found: Sequence[Any] = answer.forecasts
+        return found
+
     def metrics(self) -> dict[tuple[str, str], str]:
         """Each node and metric, and why there is no forecast of it now; empty where there is."""
-        answer = self._call(self._stub.GetForecasts, pb.GetForecastsRequest())
-        return {(each.node, each.metric): each.none.message for each in answer.forecasts}
+        return {(each.node, each.metric): each.none.message for each in self.forecasts()}
 
     def record(self, node: str, metric: str) -> Said:
         """What was said of a metric."""
