@@ -28,6 +28,12 @@ def test_anchors_are_those_computed_by_hand():
     ]
 
 
+def test_a_jump_is_no_drift():
+    forecast_kh = Anchors().forecast(history_of([*[1.0] * 20, *[50.0] * 3]), STEPS)
+
+    assert forecast_kh[Anchors.names.index("drift-40")].tolist() == [50.0, 50.0]
+
+
 def test_anchors_of_a_single_value_all_repeat_it():
     assert {5.0} == set(Anchors().forecast(history_of([5.0]), STEPS).flat)
 
@@ -45,9 +51,18 @@ def test_memory_finds_what_followed_each_time_before():
 
 def test_memory_by_shape_knows_a_pattern_at_another_level_and_size():
     period = np.array([10.0, 10.0, 40.0, 20.0, 30.0, 10.0, 50.0])
-    history = history_of([*np.tile(period, 40), *np.tile(1000 + 3 * period, 5)])
+    history = history_of([*np.tile(period, 40), *np.tile(1000 + period / 2, 5)])
 
-    assert Memory().forecast(history, STEPS)[0].round(9).tolist() == [1030.0, 1120.0]
+    assert Memory().forecast(history, STEPS)[0].round(9).tolist() == [1005.0, 1020.0]
+
+
+def test_memory_by_shape_makes_what_followed_at_most_twice_as_large():
+    period = np.array([10.0, 10.0, 40.0, 20.0, 30.0, 10.0, 50.0])
+    history = history_of([*np.tile(period, 40), *np.tile(1000 + 10 * period, 3)])
+    by_shape = Memory().forecast(history, STEPS)[0]
+
+    # It is at 1500 and was at 50; 40 and 10 less had followed.
+    assert by_shape.round(9).tolist() == [1500.0 - 2 * 40, 1500.0 - 2 * 10]
 
 
 def test_memory_by_level_tells_levels_apart():

@@ -53,6 +53,7 @@ class Forecaster(Protocol):
 class Anchors:
     """The last value, a mean and medians of the newest values, and a drift.
 
+    The drift goes on as most of the newest steps have gone, which a single jump does not change.
     Where the run is shorter than one of them asks for, it is that of the run.
     """
 
@@ -71,7 +72,7 @@ class Anchors:
         last = newest_t[-1]
         flat = [last, newest_t[-MEAN_STEPS:].mean()]
         flat += [np.median(newest_t[-steps:]) for steps in MEDIAN_STEPS]
-        back = min(DRIFT_STEPS, len(newest_t) - 1)
-        drift_h = last + (last - newest_t[-1 - back]) / max(back, 1) * steps_h
+        moved_t = np.diff(newest_t[-1 - DRIFT_STEPS :])
+        drift_h = last + (float(np.median(moved_t)) if len(moved_t) else 0.0) * steps_h
         flat_kh = np.repeat(np.array(flat)[:, None], len(steps_h), axis=1)
         return np.concatenate([flat_kh, drift_h[None]])

@@ -24,6 +24,8 @@ KERNELS = {"nearest": 1, "near": 7}
 """How many windows are nearer than that at which the weight falls to 1/e."""
 SPREAD_SHARE_MIN = 0.02
 """A window that moves less than this share of the usual one counts as flat."""
+GROWTH_MAX = 2.0
+"""What followed a window of the same shape is made so many times larger at most."""
 DISTANCE_MIN = 1e-9
 """In squares of the spread; less is rounding."""
 
@@ -161,7 +163,7 @@ class _Compared:
             end_n1 = ends_w[nearest_n, None]
             last_n1 = self._centred_t[end_n1 + self._before]
             change_nh = self._centred_t[end_n1 + self._before + steps_h] - last_n1
-            changes.append(change_nh * (scale_w[-1] / scale_w[end_n1]))
+            changes.append(change_nh * np.minimum(scale_w[-1] / scale_w[end_n1], GROWTH_MAX))
         return np.stack(changes), np.stack(distances)
 
 
