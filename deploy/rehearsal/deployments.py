@@ -3,11 +3,12 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -258,3 +259,13 @@ class Node(Deployment):
             "--processor-key", "/run/secrets/fl-client.key",
         )  # fmt: skip
         return list(json.loads(text)["forecasts"])
+
+    def wait_expected(self, metrics: Iterable[str]) -> None:
+        """Until the node's forecaster says what comes next of each of *metrics*."""
+        series = rf'icos_fl_forecast_yhat{{horizon="1m",metric="(\w+)",node="{self.name}"}}'
+
+        def said() -> bool:
+            text = self.exec("forecaster", "icos-fl-health", "http://127.0.0.1:9470/metrics")
+            return set(re.findall(series, text)) >= {*metrics}
+
+        wait_for(f"the forecaster of {self.name}", said)

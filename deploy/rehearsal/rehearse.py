@@ -167,6 +167,8 @@ class Rehearsal:
         ]
         if len(found) != len(self.nodes) * len(METRICS):
             raise Fault(f"forecasts are missing: {found}")
+        for node in self.nodes:
+            node.wait_expected(METRICS)
         return ", ".join(found)
 
     # Strangers
