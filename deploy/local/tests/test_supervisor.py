@@ -5,13 +5,14 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
 import pytest
-from icos_fl_local.errors import LocalError
+from icos_fl_local.errors import Interrupted, LocalError
 from icos_fl_local.supervisor import Component, ComponentDied, Supervisor, TaskFailed
 
 PATIENCE_SECONDS = 20.0
@@ -216,6 +217,44 @@ def test_an_interrupted_launcher_leaves_nothing(
     _, errors = launched.guard.communicate(timeout=PATIENCE_SECONDS)
     assert (launched.guard.returncode, launched.rest()) == (status, [])
     assert errors == f"interrupted ({number.name}); everything is stopped\n"
+
+
+class InterruptedLock:
+    """What Popen takes while it asks for a process; a signal comes as soon as it is taken."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+
+    def acquire(self, blocking: bool = True) -> bool:
+        if not self._lock.acquire(blocking):
+            return False
+        os.kill(os.getpid(), signal.SIGTERM)
+        return True
+
+    def release(self) -> None:
+        self._lock.release()
+
+
+def test_an_interrupt_while_it_looks_at_a_process_does_not_keep_it_from_stopping(
+    tmp_path: Path,
+) -> None:
+    def interrupt(number: int, _frame: object) -> None:
+        signal.signal(number, signal.SIG_IGN)
+        raise Interrupted(number)
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        supervisor = Supervisor(tmp_path, os.environ)
+        supervisor.start([Component("one", python(SLEEPER), stop_seconds=1.0)])
+        supervisor._running["one"].process._waitpid_lock = InterruptedLock()  # type: ignore[attr-defined]
+        with pytest.raises(Interrupted):
+            supervisor.check()
+        stopping = threading.Thread(target=supervisor.stop, daemon=True)
+        stopping.start()
+        stopping.join(PATIENCE_SECONDS)
+        assert not stopping.is_alive()
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_a_launcher_killed_with_sigkill_leaves_nothing(launched: Launched) -> None:

@@ -1,6 +1,7 @@
 """Starts the components as processes, notices when one dies, and stops them without a rest."""
 
 import contextlib
+import os
 import re
 import signal
 import subprocess
@@ -68,7 +69,7 @@ class Task:
     @property
     def is_over(self) -> bool:
         """Has it ended?"""
-        return self._process.poll() is not None
+        return _status(self._process) is not None
 
     @property
     def printed(self) -> str:
@@ -165,7 +166,7 @@ class Supervisor:
     def check(self) -> None:
         """Raise ComponentDied if a component has ended."""
         for running in self._running.values():
-            status = running.process.poll()
+            status = _status(running.process)
             if status is not None:
                 raise ComponentDied(
                     f"{running.component.name} died ({_ending(status)})" + _log_end(running.log)
@@ -194,7 +195,7 @@ class Supervisor:
         try:
             yield Task(name, process, out_path, log, self.check)
         finally:
-            if process.poll() is None:
+            if _status(process) is None:
                 process.terminate()
                 process.wait()
             self._tasks.remove(process)
@@ -225,7 +226,7 @@ class Supervisor:
         """Stop everything; return the names of processes that had to be found and killed."""
         for task in self._tasks:
             _send(task, signal.SIGTERM)
-        left = [running for running in self._running.values() if running.process.poll() is None]
+        left = [each for each in self._running.values() if _status(each.process) is None]
         stopping: dict[str, float] = {}
         while left:
             for running in left:
@@ -238,11 +239,11 @@ class Supervisor:
                 if time.monotonic() > stopping.get(name, float("inf")):
                     running.process.kill()
             time.sleep(_POLL_SECONDS / 2)
-            for running in [r for r in left if r.process.poll() is not None]:
+            for running in [each for each in left if _status(each.process) is not None]:
                 left.remove(running)
                 self._changed(running.component.name, "stopped")
         for task in self._tasks:
-            if task.poll() is None:
+            if _status(task) is None:
                 task.kill()
                 task.wait()
         self._running.clear()
@@ -309,6 +310,22 @@ def _ending(status: int) -> str:
     return f"killed by {signal.Signals(-status).name}"
 
 
-def _send(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+def _status(process: subprocess.Popen[bytes]) -> int | None:
+    """``poll``, also after an interrupt in an earlier one.
+
+    That leaves Popen's lock taken, and it would then say for ever that the process has not ended.
+    """
     if process.poll() is None:
+        try:
+            pid, status = os.waitpid(process.pid, os.WNOHANG)
+        except ChildProcessError:
+            process.returncode = 0  # as Popen says it where somebody else was told
+        else:
+            if pid:
+                process.returncode = os.waitstatus_to_exitcode(status)
+    return process.returncode
+
+
+def _send(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    if _status(process) is None:
         process.send_signal(number)
