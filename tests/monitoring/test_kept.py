@@ -214,5 +214,6 @@ def test_a_supernode_without_its_superexec_is_alarmed(kept: Kept, prometheus):
     with contextlib.suppress(psutil.NoSuchProcess):
         for child in supernode.children():
             child.kill()
-    (alert,) = prometheus.wait_for('ALERTS{alertname="IcosFlServiceDown"}')
-    assert (alert["metric"]["service"], alert["metric"]["node"]) == ("supernode", "pfe1")
+    # A scrape of another that came too late, on a busy machine, makes an alert pending, too.
+    (alert,) = prometheus.wait_for('ALERTS{alertname="IcosFlServiceDown", node="pfe1"}')
+    assert alert["metric"]["service"] == "supernode"

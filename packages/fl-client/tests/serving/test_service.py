@@ -6,7 +6,9 @@ import time
 import grpc
 import numpy as np
 import pytest
+import structlog
 from icos_fl.forecast.v1 import forecast_service_pb2 as pb
+from icos_fl_client.serving import kept
 from icos_fl_timeseries_store import StoreUnavailable
 from icos_fl_timeseries_store.conditions import ColumnExpectations, Expectations
 
@@ -235,7 +237,9 @@ def test_a_restart_after_the_window_has_moved_on_leaves_a_gap(new_service, tmp_p
 
 
 @pytest.mark.parametrize("damage", ["torn", "another"])
-def test_a_damaged_state_is_told_and_begun_anew(new_service, tmp_path, capsys, damage):
+def test_a_damaged_state_is_told_and_begun_anew(new_service, tmp_path, monkeypatch, damage):
+    log = structlog.testing.CapturingLogger()  # whatever other tests have made of the real one
+    monkeypatch.setattr(kept, "log", log)
     service = new_service(folder=tmp_path)
     service.append(cpu=wave(50))
     service.start()
@@ -248,7 +252,9 @@ def test_a_damaged_state_is_told_and_begun_anew(new_service, tmp_path, capsys, d
         np.savez(file, ahead=np.array([1]))
     service.start()
     assert service.until_now().horizons
-    assert "forecasts begin anew" in capsys.readouterr().out
+    assert [(call.method_name, call.args) for call in log.calls] == [
+        ("warning", ("forecasts begin anew",))
+    ]
 
 
 @pytest.mark.parametrize(
