@@ -197,7 +197,7 @@ class Supervisor:
         finally:
             if _status(process) is None:
                 process.terminate()
-                process.wait()
+                _wait(process)
             self._tasks.remove(process)
             out_path.unlink()
 
@@ -245,7 +245,7 @@ class Supervisor:
         for task in self._tasks:
             if _status(task) is None:
                 task.kill()
-                task.wait()
+                _wait(task)
         self._running.clear()
         self._tasks.clear()
         return guard.end_descendants(grace_seconds=2.0, spare=self._others)
@@ -324,6 +324,11 @@ def _status(process: subprocess.Popen[bytes]) -> int | None:
             if pid:
                 process.returncode = os.waitstatus_to_exitcode(status)
     return process.returncode
+
+
+def _wait(process: subprocess.Popen[bytes]) -> None:
+    while _status(process) is None:
+        time.sleep(_POLL_SECONDS / 2)
 
 
 def _send(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
