@@ -5,7 +5,6 @@ import threading
 from collections.abc import Callable, Collection, Iterator
 
 import grpc
-import structlog
 from icos_fl.forecast.v1 import forecast_service_pb2 as pb
 from icos_fl.forecast.v1 import forecast_service_pb2_grpc as pb_grpc
 from icos_fl_service.grpc_server import GRACE_SECONDS, GrpcServer
@@ -24,8 +23,6 @@ LOOK_SECONDS = 1.0
 """How late a watcher notices that the server stops."""
 
 SERVICE: str = pb.DESCRIPTOR.services_by_name["ForecastService"].full_name
-
-log = structlog.get_logger()
 
 
 class Server:
