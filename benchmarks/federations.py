@@ -95,8 +95,9 @@ def after_the_cut(node: Known) -> Series | None:
     later = np.flatnonzero(node.series.time_s_t > node.cut_s)
     if not len(later):
         return None
-    values_t, time_s_t = (a[later[0] :] for a in (node.series.values_t, node.series.time_s_t))
-    return Series(node.series.node, node.series.metric, values_t, time_s_t)
+    series = node.series
+    of_t = (a[later[0] :] for a in (series.values_t, series.rows_t, series.time_s_t))
+    return Series(series.node, series.metric, *of_t)
 
 
 def compare(

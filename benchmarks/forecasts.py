@@ -39,7 +39,19 @@ from icos_fl_client.forecasting import Combination
 from icos_fl_local import traces
 from icos_fl_processor.windows import resample
 from numpy.lib.stride_tricks import sliding_window_view
-from replays import TASKS, Array, Figures, Replay, Series, Task, errors, load_series, replay, score
+from replays import (
+    TASKS,
+    Array,
+    Figures,
+    Replay,
+    Series,
+    Task,
+    errors,
+    load_series,
+    newest_rows,
+    replay,
+    score,
+)
 
 COVERAGE_OFF_MAX, WINKLER_MAX, SLICE_MAX = 0.04, 0.8, 1.07
 PART_STEPS, PART_STRIDE = 120, 20
@@ -55,18 +67,18 @@ def changes(all_traces: list[traces.Trace]) -> Iterator[tuple[Figures, Series, R
             continue
         values_tf = trace.values_tf[:, [trace.columns.index(name) for name in metrics]]
         steps = resample(trace.times_s * 10**9, values_tf, task.interval_s * 10**9)
+        found_csf = np.stack([steps.values_sf, newest_rows(trace.times_s, values_tf, steps)])
         parts = [
-            steps.values_sf[start : start + PART_STEPS]
+            found_csf[:, start : start + PART_STEPS]
             for run in steps.runs
             for start in range(run.start, run.stop - PART_STEPS + 1, PART_STRIDE)
         ]
         if len(parts) > 1:
-            parts.sort(key=lambda part_sf: float(part_sf[:, 0].mean()))
-            values_tf = np.concatenate([parts[0], parts[-1]])
+            parts.sort(key=lambda part_csf: float(part_csf[0, :, 0].mean()))
+            found_csf = np.concatenate([parts[0], parts[-1]], axis=1)
             for place, metric in enumerate(metrics):
-                series = Series(
-                    trace.node, metric, values_tf[:, place], np.arange(2.0 * PART_STEPS)
-                )
+                time_s_t = np.arange(2.0 * PART_STEPS)
+                series = Series(trace.node, metric, *found_csf[:, :, place], time_s_t)
                 yield _after_change(series, replay(series, task.steps))
 
 

@@ -64,6 +64,8 @@ class Series:
     node: str
     metric: str
     values_t: Array
+    rows_t: Array
+    """The newest row of each step."""
     time_s_t: Array
     """NaN where there is no value."""
 
@@ -91,25 +93,32 @@ def load_series(all_traces: list[traces.Trace], task: Task) -> Iterator[Series]:
             except StepTooShort:
                 continue
             if len(steps) >= STEPS_MIN:
-                yield Series(trace.node, metric, *on_grid(steps))
+                rows_s = newest_rows(trace.times_s, values_t, steps)[:, 0]
+                yield Series(trace.node, metric, *on_grid(steps, rows_s))
 
 
-def on_grid(steps: Steps) -> tuple[Array, Array]:
-    """Values and times in seconds, NaN for a step that is not there.
+def newest_rows(time_s_t: Array, values_tf: Array, steps: Steps) -> Array:
+    """The newest row of each step (s, f)."""
+    half_ns = min(steps.distance_ns, steps.interval_ns) // 2
+    return values_tf[np.searchsorted(time_s_t * 10**9 - half_ns, steps.times_ns_s) - 1]
+
+
+def on_grid(steps: Steps, rows_s: Array) -> tuple[Array, Array, Array]:
+    """Values, newest rows, and times in seconds; NaN for a step that is not there.
 
     A long gap is as long as it must be to end a run.
     """
     ahead_s = np.diff(steps.times_ns_s) // steps.interval_ns
     place_s = np.concatenate([[0], np.clip(ahead_s, 1, GAP_STEPS_MAX + 2).cumsum()])
-    values_t, time_s_t = np.full((2, place_s[-1] + 1), np.nan)
-    values_t[place_s], time_s_t[place_s] = steps.values_sf[:, 0], steps.times_ns_s / 1e9
-    return values_t, time_s_t
+    found_ct = np.full((3, place_s[-1] + 1), np.nan)
+    found_ct[:, place_s] = steps.values_sf[:, 0], rows_s, steps.times_ns_s / 1e9
+    return found_ct[0], found_ct[1], found_ct[2]
 
 
 def replay(series: Series, steps: int) -> Replay:
     lower, upper = series.limits
     combination = Combination(range(1, steps + 1), lower=lower, upper=upper)
-    return backtest.replay(series.values_t, combination)
+    return backtest.replay(series.values_t, combination, series.rows_t)
 
 
 def errors(series: Series, found: Replay, said_th: Array, steps: int) -> Figures:

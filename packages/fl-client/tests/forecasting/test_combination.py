@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from icos_fl_client.forecasting import Combination, Forecast, History, Steps
+from icos_fl_client.forecasting.backtest import replay
 
 STEPS = (1, 4)
 
@@ -207,3 +208,13 @@ def test_steps_that_are_none_are_refused(steps):
 def test_limits_the_wrong_way_round_are_refused():
     with pytest.raises(ValueError, match="lower limit"):
         Combination(STEPS, lower=1.0, upper=1.0)
+
+
+def test_the_newest_rows_make_the_next_steps_better_known():
+    walk_tr = np.random.default_rng(0).normal(size=(600, 5)).cumsum().reshape(600, 5)
+    values_t, rows_t = walk_tr.mean(axis=1), walk_tr[:, -1]
+    error, error_with_rows = (
+        np.nanmean(np.abs(record.yhat_th - record.actual_th)[300:])
+        for record in (replay(values_t, Combination([1]), rows) for rows in (None, rows_t))
+    )
+    assert error_with_rows < 0.85 * error

@@ -16,10 +16,13 @@ def history_of(values) -> History:
 
 def test_anchors_are_those_computed_by_hand():
     # 1, 2, ..., 13: the mean of 10 to 13 is 11.5, the median of 2 to 13 is 7.5, that of all 7.
-    forecast_kh = Anchors().forecast(history_of(range(1, 14)), STEPS)
+    history = history_of(range(1, 13))
+    history.append(13.0, 13.4)
+    forecast_kh = Anchors().forecast(history, STEPS)
 
     assert forecast_kh.tolist() == [
         [13.0, 13.0],
+        [13.4, 13.4],
         [11.5, 11.5],
         [7.5, 7.5],
         [7.0, 7.0],

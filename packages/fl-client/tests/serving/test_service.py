@@ -236,6 +236,33 @@ def test_a_restart_after_the_window_has_moved_on_leaves_a_gap(new_service, tmp_p
     assert values[150:].tolist() == wave(20)
 
 
+@pytest.mark.parametrize("changed", ["horizons", "forecasters"])
+def test_a_state_of_other_horizons_or_forecasters_is_learned_from_again(
+    new_service, tmp_path, changed
+):
+    service = new_service(folder=tmp_path)
+    service.append(cpu=wave(200))
+    service.start()
+    service.until_now()
+    said = service.record()
+    service.stop()
+    (file,) = tmp_path.iterdir()
+    with np.load(file) as arrays:
+        state = dict(arrays)
+    if changed == "horizons":
+        state["ahead"] = state["ahead"][:1]
+    else:  # as 0.3.0 wrote it
+        state["combination-names"] = state["combination-names"][:1]
+        del state["grid-row"]
+    np.savez(file, **state)
+    service.append(cpu=wave(10, 200))
+    service.start()
+    service.until_now()
+    again = service.record()
+    assert list(again.values) == wave(210)
+    np.testing.assert_array_equal(said.horizons[0].yhat, again.horizons[0].yhat[:200])
+
+
 @pytest.mark.parametrize("damage", ["torn", "another"])
 def test_a_damaged_state_is_told_and_begun_anew(new_service, tmp_path, monkeypatch, damage):
     log = structlog.testing.CapturingLogger()  # whatever other tests have made of the real one

@@ -127,9 +127,9 @@ def _replay(
     unit = trace.units[place]
     grid = Grid(interval_s * 10**9)
     whole = list(grid.add(trace.times_s * 10**9, trace.values_tf[:, place]))
-    number_t, values_t = backtest.with_gaps(
-        np.array([number for number, _ in whole], np.int64),
-        np.array([value for _, value in whole]),
+    number_t, values_tc = backtest.with_gaps(
+        np.array([step.number for step in whole], np.int64),
+        np.array([[step.mean, step.row] for step in whole]).reshape(-1, 2),
         GAP_STEPS_MAX + 2 + max(steps),  # of more a combination knows nothing either
     )
     model = FederatedModel(trace.node, metric, grid.interval_ns)  # a node has one, if it is silent
@@ -138,7 +138,9 @@ def _replay(
         model.take(checkpoint[1], History(), grid.distance_ns)
         notes += [f"{trace.node}, {metric}: {model.why_not}"] if model.why_not else []
     lower, upper = limits_of(unit)
-    record = backtest.replay(values_t, Combination(steps, [model], lower=lower, upper=upper))
+    combination = Combination(steps, [model], lower=lower, upper=upper)
+    values_t, rows_t = values_tc.T
+    record = backtest.replay(values_t, combination, rows_t)
     end_unix_s_t = np.array([grid.end_ns(number) for number in number_t.tolist()]) / 1e9
     about = trace.node, metric, unit, float(interval_s)
     return judge(about, end_unix_s_t, number_t, record, notes)

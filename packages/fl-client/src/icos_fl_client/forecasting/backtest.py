@@ -79,27 +79,31 @@ class StepScores:
     intervals: tuple[IntervalScore, ...]
 
 
-def with_gaps(number_n: Steps, value_n: Array, steps_max: int) -> tuple[Steps, Array]:
-    """The numbers and the values of all steps: NaN for those between that have none.
+def with_gaps(number_n: Steps, value_nc: Array, steps_max: int) -> tuple[Steps, Array]:
+    """The numbers and the values (t, c) of all steps: NaN for those between that have none.
 
     Of a gap there are *steps_max* steps at most, so that it costs no more than it means.
     """
     steps_n = np.minimum(np.diff(number_n, append=number_n[-1:] + 1), steps_max + 1)
     number_t = np.repeat(number_n - np.cumsum(steps_n) + steps_n, steps_n)
     number_t += np.arange(len(number_t))
-    values_t = np.full(len(number_t), np.nan)
-    values_t[np.searchsorted(number_t, number_n)] = value_n
-    return number_t, values_t
+    values_tc = np.full((len(number_t), *value_nc.shape[1:]), np.nan)
+    values_tc[np.searchsorted(number_t, number_n)] = value_nc
+    return number_t, values_tc
 
 
-def replay(values_t: Array, combination: Combination) -> Record:
-    """What *combination*, to which nothing has been told yet, says step by step."""
+def replay(values_t: Array, combination: Combination, rows_t: Array | None = None) -> Record:
+    """What *combination*, to which nothing has been told yet, says step by step.
+
+    *rows_t* are the newest rows of the steps, as ``Combination.update`` takes them.
+    """
+    rows_t = values_t if rows_t is None else rows_t
     shape = len(values_t), len(combination.steps_h)
     yhat_th = np.full(shape, np.nan)
     quantile_tqh = np.full((shape[0], len(LEVELS), shape[1]), np.nan)
     said_tkh = np.full((shape[0], len(combination.names), shape[1]), np.nan)
-    for t, value in enumerate(values_t):
-        said = combination.update(value)
+    for t, (value, row) in enumerate(zip(values_t, rows_t, strict=True)):
+        said = combination.update(value, row)
         if said is not None:
             yhat_th[t], said_tkh[t] = said.yhat_h, said.by_forecaster_kh
             bounds = (said.lower_95_h, said.lower_80_h, said.upper_80_h, said.upper_95_h)

@@ -83,12 +83,13 @@ class Combination:
         self._inside_2h = np.zeros((2, count))
         self._inside_weight_h = np.zeros(count)
 
-    def update(self, value: float) -> Forecast | None:
+    def update(self, value: float, row: float | None = None) -> Forecast | None:
         """Take the next step's value, NaN for none, and forecast from there.
 
+        *row* is the newest of the rows of which the value is the mean; without it, the value.
         None where the step has no value: nobody knows where the machine is then.
         """
-        self.history.append(value)
+        self.history.append(value, row)
         self._learn()
         place = (self.history.count - 1) % len(self._pending)
         self._pending[place] = np.nan

@@ -51,26 +51,29 @@ class Forecaster(Protocol):
 
 
 class Anchors:
-    """The last value, a mean and medians of the newest values, and a drift.
+    """The last value, the newest row, a mean and medians of the newest values, and a drift.
 
+    The last value is the mean of a step, and as old as the middle of it; its newest row is from its
+    end, which tells more of the next minute where a step has several rows.
     The drift goes on as most of the newest steps have gone, which a single jump does not change.
     Where the run is shorter than one of them asks for, it is that of the run.
     """
 
     names = (
         "last",
+        "newest-row",
         f"mean-{MEAN_STEPS}",
         *(f"median-{steps}" for steps in MEDIAN_STEPS),
         f"drift-{DRIFT_STEPS}",
     )
 
     def forecast(self, history: History, steps_h: Steps) -> Array:
-        """Forecasts (6, h)."""
+        """Forecasts (7, h)."""
         newest_t = history.newest(max(MEDIAN_STEPS))
         if not len(newest_t):
             return np.full((len(self.names), len(steps_h)), np.nan)
         last = newest_t[-1]
-        flat = [last, newest_t[-MEAN_STEPS:].mean()]
+        flat = [last, history.row, newest_t[-MEAN_STEPS:].mean()]
         flat += [np.median(newest_t[-steps:]) for steps in MEDIAN_STEPS]
         moved_t = np.diff(newest_t[-1 - DRIFT_STEPS :])
         drift_h = last + (float(np.median(moved_t)) if len(moved_t) else 0.0) * steps_h

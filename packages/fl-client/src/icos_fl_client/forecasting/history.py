@@ -54,6 +54,8 @@ class History:
     def __init__(self, steps_max: int = STEPS_MAX) -> None:
         self.count = 0
         """Steps ever appended, which are numbered from 0."""
+        self.row = np.nan
+        """The newest row of the newest step, which tells where the machine is at its end."""
         self._values = Newest(steps_max)
         self._filled = Newest(steps_max)
         self._starts = Newest(steps_max, dtype=np.int64)
@@ -80,8 +82,9 @@ class History:
             return np.zeros(0)
         return self.filled_t[-min(steps, self.count - int(self.starts_t[-1])) :]
 
-    def append(self, value: float) -> None:
-        """The next step; what is not finite is no value."""
+    def append(self, value: float, row: float | None = None) -> None:
+        """The next step and its newest *row*, if told; what is not finite is no value."""
+        self.row = value if row is None else row
         present = bool(np.isfinite(value))
         if present and self._gap > GAP_STEPS_MAX:
             start = self.count

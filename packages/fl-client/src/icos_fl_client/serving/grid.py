@@ -4,7 +4,7 @@ Shapes: t rows. Times are nanoseconds since 1970-01-01 UTC.
 """
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,15 @@ DISTANCES = 32
 """Of so many newest rows the median is the distance at which they come."""
 DRIFT_SHARE_MAX = 0.05
 """So much further apart than a step rows may be: probes run late."""
+
+
+class Step(NamedTuple):
+    """A whole one, by its number on the grid."""
+
+    number: int
+    mean: float
+    row: float
+    """The newest one, of which the step has at least one."""
 
 
 class Grid:
@@ -34,7 +43,7 @@ class Grid:
         self._origin_ns: int | None = None
         self._step = 0
         """The one that is being filled; those before are whole."""
-        self._sum = 0.0
+        self._sum = self._row = 0.0
         self._count = 0
         self._times_ns_t = np.zeros(0, np.int64)
 
@@ -53,8 +62,8 @@ class Grid:
         assert self._origin_ns is not None
         return self._origin_ns + (step + 1) * self.interval_ns
 
-    def add(self, times_ns_t: Times, values_t: Array) -> Iterator[tuple[int, float]]:
-        """Take values, oldest first, NaN for none; gives the steps that are whole now, and means.
+    def add(self, times_ns_t: Times, values_t: Array) -> Iterator[Step]:
+        """Take values, oldest first, NaN for none; gives the steps that are whole now.
 
         Steps without a value are left out.
         """
@@ -65,7 +74,7 @@ class Grid:
         self._times_ns_t = np.concatenate([self._times_ns_t, times_ns_t])
         distances = np.diff(self._times_ns_t[-DISTANCES - 1 :])
         if not len(distances):
-            self._sum, self._count = float(values_t[0]), 1
+            self._sum, self._row, self._count = float(values_t[0]), float(values_t[0]), 1
             return
         self.distance_ns = int(np.quantile(distances, 0.5, method="lower"))
         if self._origin_ns is None:
@@ -80,7 +89,7 @@ class Grid:
         self._times_ns_t = self._times_ns_t[-DISTANCES - 1 :]
         yield from self._whole(times_ns_t, values_t)
 
-    def _whole(self, times_ns_t: Times, values_t: Array) -> Iterator[tuple[int, float]]:
+    def _whole(self, times_ns_t: Times, values_t: Array) -> Iterator[Step]:
         assert self._origin_ns is not None
         step_t = (times_ns_t - self._origin_ns) // self.interval_ns
         in_time_t = step_t >= self._step
@@ -95,13 +104,14 @@ class Grid:
                 yield self._finish()
             self._step = step
             self._sum += float(step_values_t.sum())
+            self._row = float(step_values_t[-1])
             self._count += len(step_values_t)
         if int(times_ns_t[-1]) + self.distance_ns >= self.end_ns(self._step):
             yield self._finish()
 
-    def _finish(self) -> tuple[int, float]:
+    def _finish(self) -> Step:
         """End the step, which has a value."""
-        found = self._step, self._sum / self._count
+        found = Step(self._step, self._sum / self._count, self._row)
         self._step, self._sum, self._count = self._step + 1, 0.0, 0
         return found
 
@@ -112,6 +122,7 @@ class Grid:
         return {
             "grid": np.array([self.interval_ns, self._origin_ns, self._step, self._count]),
             "sum": np.array([self._sum]),
+            "row": np.array([self._row]),
             "times": self._times_ns_t,
         }
 
@@ -119,5 +130,6 @@ class Grid:
         """Go on where ``state`` was made."""
         _, self._origin_ns, self._step, self._count = (int(number) for number in state["grid"])
         self._sum = float(state["sum"][0])
+        self._row = float(state["row"][0]) if "row" in state else np.nan  # 0.3.0 kept none
         self._times_ns_t = state["times"]
         self.distance_ns = int(np.quantile(np.diff(self._times_ns_t), 0.5, method="lower"))

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from icos_fl_client.forecasting import Combination, Forecast
 from icos_fl_client.forecasting.history import STEPS_MAX, Array, Newest
-from icos_fl_client.serving.grid import Grid, Times
+from icos_fl_client.serving.grid import Grid, Step, Times
 from icos_fl_client.serving.model import FederatedModel
 
 LEVELS = (0.8, 0.95)
@@ -120,9 +120,9 @@ class MetricForecaster:
         Where they are not *usable*, since they are no measurements, nothing is learned from them.
         """
         whole = list(self.grid.add(times_ns_t, values_t))[-STEPS_MAX:]
-        for step, value in whole:
-            self.model.at_newest = step == whole[-1][0]
-            self._take(step, value if usable else np.nan)
+        for step in whole:
+            self.model.at_newest = step is whole[-1]
+            self._take(step, usable=usable)
         if whole:
             self.model.is_new = False
         return len(whole)
@@ -194,7 +194,11 @@ class MetricForecaster:
         return own
 
     def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
-        """Go on where ``state`` was made. Raises ValueError for one of another kind."""
+        """Go on where ``state`` was made.
+
+        Of other forecasters or horizons, learn again from the values that it has, about 2 ms each.
+        Raises ValueError for a state of another interval, or of another kind.
+        """
 
         def of(part: str) -> dict[str, NDArray[Any]]:
             prefix = f"{part}-"
@@ -205,9 +209,14 @@ class MetricForecaster:
             }
 
         try:
-            interval_ns, ahead_ns_h = int(of("grid")["grid"][0]), tuple(state["ahead"].tolist())
-            if (interval_ns, ahead_ns_h) != (self.grid.interval_ns, self._ahead_ns_h):
-                raise ValueError(f"it is of steps of {interval_ns} ns and horizons {ahead_ns_h}")
+            interval_s = int(of("grid")["grid"][0]) / 1e9
+            if interval_s != self.grid.interval_ns / 1e9:
+                raise ValueError(f"it is of steps of {interval_s:g} s")
+            same_horizons = tuple(state["ahead"].tolist()) == self._ahead_ns_h
+            if not same_horizons or tuple(state["combination-names"]) != self._combination.names:
+                self.grid.restore(of("grid"))
+                self._learn_again(int(state["step"]), state["values"])
+                return
             self._combination.restore(of("combination"))
             self.grid.restore(of("grid"))
             self._values.fill(state["values"])
@@ -216,16 +225,22 @@ class MetricForecaster:
         except (KeyError, IndexError) as error:
             raise ValueError(f"it lacks {error}") from None
 
-    def _take(self, step: int, value: float) -> None:
+    def _learn_again(self, newest: int, values_t: Array) -> None:
+        """From steps up to the number *newest*, of which single rows are not known any more."""
+        for number, value in enumerate(values_t.tolist(), newest - len(values_t) + 1):
+            if np.isfinite(value):
+                self._take(Step(number, value, value), usable=True)
+
+    def _take(self, step: Step, *, usable: bool) -> None:
         """A whole step; those that were skipped have no value."""
-        skipped = 0 if self._step is None else step - self._step - 1
+        skipped = 0 if self._step is None else step.number - self._step - 1
         self._combination.skip(skipped)
         for _ in range(min(skipped, STEPS_MAX)):
             self._remember(np.nan, None)
-        self._step = step
-        self._value = value
-        self._forecast = self._combination.update(value)
-        self._remember(value, self._forecast)
+        self._step = step.number
+        self._value = step.mean if usable else np.nan
+        self._forecast = self._combination.update(self._value, step.row)
+        self._remember(self._value, self._forecast)
 
     def _remember(self, value: float, said: Forecast | None) -> None:
         self._values.append(value)
