@@ -3,6 +3,7 @@
 import hashlib
 import ipaddress
 import math
+import signal
 import ssl
 import stat
 import time
@@ -17,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from icos_fl_service import calls
 from icos_fl_service.settings import ServiceSettings, split_address
+from icos_fl_service.signals import Signals
 
 TOKEN_CHARACTERS_MIN: Final = 16
 _SCHEME: Final = "bearer "
@@ -155,6 +157,19 @@ class Security:
 def load_security(tls: TlsSettings, tokens: Path | None) -> Security:
     """Read the files. Raises SecurityError."""
     return Security(_tls(tls), None if tokens is None else _tokens(tokens))
+
+
+def renew_until_stopped(
+    signals: Signals, settings: SecuredSettings, take_over: Callable[[Security], None]
+) -> None:
+    """At each SIGHUP *take_over* gets what the files have now; any other signal is the end."""
+    while signals.wait() == signal.SIGHUP:
+        try:
+            take_over(load_security(settings.tls, settings.tokens))
+        except SecurityError as error:
+            log.error("new certificates and tokens refused, the old ones go on", reason=str(error))
+        else:
+            log.info("new certificates and tokens taken over")
 
 
 def read_secret(path: Path) -> bytes:

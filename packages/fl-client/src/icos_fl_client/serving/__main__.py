@@ -7,7 +7,7 @@ import structlog
 from icos_fl_service import logs, status
 from icos_fl_service.grpc_server import ListenError
 from icos_fl_service.metrics import Metrics, MetricsAddressError
-from icos_fl_service.security import SecurityError, load_security
+from icos_fl_service.security import SecurityError, load_security, renew_until_stopped
 from icos_fl_service.settings import load_or_exit, refuse_arguments
 from icos_fl_service.signals import Signals
 from icos_fl_timeseries_store import connect
@@ -80,13 +80,7 @@ def main() -> None:
         metrics_port=metrics.port,
         page_port=page.port if page else None,
     )
-    while signals.wait() == signal.SIGHUP:
-        try:
-            server.take_over(load_security(settings.tls, settings.tokens))
-        except SecurityError as error:
-            log.error("new certificates and tokens refused, the old ones go on", reason=str(error))
-        else:
-            log.info("new certificates and tokens taken over")
+    renew_until_stopped(signals, settings, server.take_over)
     log.info("stopping")
     if page:
         page.close()

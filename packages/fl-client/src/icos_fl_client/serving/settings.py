@@ -4,7 +4,8 @@ import re
 from pathlib import Path
 from typing import Annotated, Self
 
-from icos_fl_service.security import SecuredSettings, is_loopback
+from icos_fl_service.security import SecuredSettings
+from icos_fl_service.web import check_readers
 from icos_fl_timeseries_store import StoreSettings
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
@@ -96,11 +97,7 @@ class ForecasterSettings(SecuredSettings):
 
     @model_validator(mode="after")
     def _page_for_whom(self) -> Self:
-        if self.page_address and not is_loopback(self.page_address) and self.tokens is None:
-            raise ValueError(
-                f"other machines reach the page on {self.page_address}: give TOKENS, of which who "
-                "reads it needs one"
-            )
+        check_readers(self.page_address, self.tokens)
         return self
 
     @model_validator(mode="after")
