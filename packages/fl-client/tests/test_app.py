@@ -231,6 +231,7 @@ def test_a_metric_that_the_node_lacks_is_named_and_the_others_are_served(
     )
 
     found = node(content)
+    assert [told.split()[0] for told in found["versions"]] == ["icos-fl-client", "flwr", "torch"]
     assert found["missing-metrics"] == ["power"]
     assert found["missing-causes"] == ["node 'a' has no column 'power'; it has: cpu_usage"]
     record = {"query": "train.cpu_usage", "evaluate": "evaluate.cpu_usage"}[kind]

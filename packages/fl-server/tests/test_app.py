@@ -24,7 +24,7 @@ def test_the_history_of_a_finished_run_has_the_documented_form(run, make_node):
         "reason": "",
         "metrics": ["cpu_usage"],
         "rounds_total": 1,
-        "nodes": {"a": {"metrics": {"cpu_usage": 10}, "cause": ""}},
+        "nodes": {"a": {"id": "101", "metrics": {"cpu_usage": 10}, "cause": "", "versions": []}},
         "rounds": [
             {
                 "round": 1,

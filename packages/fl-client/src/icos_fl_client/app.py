@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,6 +21,9 @@ from icos_fl_client.settings import NodeConfig, RunConfig, parse
 
 if TYPE_CHECKING:
     from icos_fl_client.node import Learner
+
+TOLD = ("icos-fl-client", "flwr", "torch")
+"""Distributions whose versions the controller shows."""
 
 app = ClientApp()
 
@@ -57,6 +61,7 @@ class Answer:
         told = ConfigRecord({"protocol": records.PROTOCOL, "name": node, **facts})
         told["missing-metrics"] = [metric for metric, _ in self.missing]
         told["missing-causes"] = [cause for _, cause in self.missing]
+        told["versions"] = [f"{name} {version(name)}" for name in TOLD]
         content = RecordDict({records.NODE: told})
         if self.numbers:
             content[records.METRICS] = MetricRecord({**self.numbers})

@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,20 @@ ROUNDS_KEPT = 5
 def write_atomically(path: Path, data: bytes) -> None:
     """Write *data* so that a crash leaves the old file or the new one. Raises ServerError."""
     temporary = path.with_name(f".{path.name}.new")
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Raises ServerError where *path* cannot be written."""
+    try:
+        yield
     except OSError as error:
         raise ServerError(
             f"result-dir: {path} cannot be written by uid {os.getuid()}: {error.strerror}"

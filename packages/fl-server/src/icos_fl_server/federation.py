@@ -59,6 +59,8 @@ class Federation:
         self._first_round = 0
         self._choose = random.Random(config.seed)  # noqa: S311 - which nodes is no secret
         self._told: set[tuple[str, str]] = set()
+        self._of_nodes: dict[str, dict[str, Facts]] = {}
+        """Of the newest round, by node and metric."""
         self._strategy_minimum = strategies.NODES_MIN.get(config.strategy, 1)
         self._minimum = max(config.min_fit_clients, self._strategy_minimum)
         self._rounds_below = 0
@@ -115,7 +117,8 @@ class Federation:
             else:
                 cause = f"another node is named {answer.name!r}"
                 name, offer = f"id {node_id}", {}
-            self._history.node(name, offer, cause)
+            versions = answer.versions if isinstance(answer, Reply) else []
+            self._history.node(name, node_id, offer, cause, versions)
             self._tell(name, cause)
         self._history.write()
         return replies
@@ -263,7 +266,10 @@ class Federation:
                 reply = sort_reply(answer, expected)
                 for metric, pair in reply.usable.items():
                     usable[metric].append(pair)
+                    self._say(name, metric, pair[1], "train-loss")
                 state, cause = reply.state, self._cause(name, reply, extras(answer, expected))
+            if isinstance(answer, Reply):  # a node may come back as another version
+                self._history.facts["nodes"][name]["versions"] = answer.versions
             entry["nodes"][name] = {"state": state, "cause": cause}
             self._tell(name, cause)
         return usable
@@ -365,6 +371,7 @@ class Federation:
 
     def _judge(self, entry: Facts | None, answers: Answers) -> None:
         """Put what the nodes say of the weights that they received where it belongs."""
+        errors = "eval-loss", "mae", "naive-mae"
         for metric, facts in entry["metrics"].items() if entry else ():
             of_nodes: list[Numbers] = []
             of_server: list[Numbers] = []
@@ -373,19 +380,29 @@ class Federation:
                     continue
                 # A window too young to be judged says so with 0 examples: that is no evaluation.
                 if answer.evaluate.get(metric, {}).get(records.NUM_EXAMPLES, 0) > 0:
-                    server = self._roster.names[node_id] == self._config.server_node
-                    (of_server if server else of_nodes).append(answer.evaluate[metric])
+                    name, numbers = self._roster.names[node_id], answer.evaluate[metric]
+                    (of_server if name == self._config.server_node else of_nodes).append(numbers)
+                    self._say(name, metric, numbers, *errors)
             if len(of_nodes) < self._config.min_evaluate_clients:
                 self._tell(metric, f"{len(of_nodes)} nodes evaluated it, fewer than required")
                 of_nodes = []
-            for key in ("eval-loss", "mae", "naive-mae"):
+            for key in errors:
                 name = key.replace("-", "_")
                 facts[name] = weighted(of_nodes, key)
                 if of_server:
                     facts[f"server_{name}"] = weighted(of_server, key)
             assert entry is not None
             self._publish(metric, entry["round"], facts)
+        if entry:
+            self._history.of_nodes(entry["round"], self._of_nodes)
+        self._of_nodes = {}
         self._history.write()
+
+    def _say(self, name: str, metric: str, numbers: Numbers, *keys: str) -> None:
+        """Keep for the history what a node says of a metric; what is no number is left out."""
+        said = {key.replace("-", "_"): numbers.get(key, math.nan) for key in keys}
+        found = {key: value for key, value in said.items() if math.isfinite(value)}
+        self._of_nodes.setdefault(name, {}).setdefault(metric, {}).update(found)
 
     def _publish(self, metric: str, number: int, facts: Facts) -> None:
         """Best checkpoint, model state and tracking, now that the round's loss is known."""

@@ -1,20 +1,25 @@
-"""The run as it goes, in ``history.json``: docs/architecture.md has its form."""
+"""The run as it goes, in ``history.json`` and ``nodes.jsonl``: see docs/architecture.md."""
 
 import json
 import time
 from pathlib import Path
 from typing import Any
 
-from icos_fl_server.checkpoints import write_atomically
+from icos_fl_server.checkpoints import write_atomically, writing
 
 Facts = dict[str, Any]
 
 
 class History:
-    """Written anew, as a whole, whenever something happens."""
+    """``history.json`` is written anew, as a whole, whenever something happens.
+
+    What single nodes say of a round is a line of ``nodes.jsonl``: with many nodes and rounds it is
+    too much to be written again and again.
+    """
 
     def __init__(self, folder: Path, run: str) -> None:
         self._path = folder / "history.json"
+        self._nodes = folder / "nodes.jsonl"
         self.facts: Facts = {
             "protocol": 1,
             "run": run,
@@ -25,6 +30,8 @@ class History:
             "nodes": {},
             "rounds": [],
         }
+        with writing(self._nodes):
+            self._nodes.unlink(missing_ok=True)
         self.write()
 
     def plan(self, metrics: tuple[str, ...], rounds_total: int) -> None:
@@ -32,9 +39,16 @@ class History:
         self.facts |= {"metrics": list(metrics), "rounds_total": rounds_total}
         self.write()
 
-    def node(self, name: str, examples: dict[str, int], cause: str) -> None:
-        """What a node offered to learn from when it was asked."""
-        self.facts["nodes"][name] = {"metrics": examples, "cause": cause}
+    def node(
+        self, name: str, node_id: int, examples: dict[str, int], cause: str, versions: list[str]
+    ) -> None:
+        """What a node offered to learn from when it was asked, and what it runs."""
+        self.facts["nodes"][name] = {
+            "id": str(node_id),  # JSON's readers would round it
+            "metrics": examples,
+            "cause": cause,
+            "versions": versions,
+        }
 
     def begin_round(self, number: int) -> Facts:
         """A round that runs from now on."""
@@ -57,6 +71,11 @@ class History:
         entry["state"], entry["reason"] = state, reason
         entry["seconds"] = time.time() - entry["started_unix_s"]
         self.write()
+
+    def of_nodes(self, number: int, facts: Facts) -> None:
+        """Losses and errors of round *number*, by node and metric. Raises ServerError."""
+        with writing(self._nodes), self._nodes.open("a") as file:
+            file.write(json.dumps({"round": number, "nodes": facts}, allow_nan=False) + "\n")
 
     def end(self, state: str, reason: str = "") -> None:
         """``finished``; ``failed`` or ``quiesced`` with the reason."""

@@ -21,6 +21,7 @@ _PAUSE_SECONDS_MAX = 1.0
 """An empty answer that took so long was held back by the SuperLink until it had to be given."""
 
 _CAUSE_LENGTH_MAX = 300
+_VERSIONS_MAX, _VERSION_LENGTH_MAX = 8, 60
 
 _RAISED = re.compile(r"<class '(?:[\w<>]+\.)*(\w+)'>:<'(.*)'>", re.DOTALL)
 """How Flower reports an exception of a ClientApp."""
@@ -38,6 +39,8 @@ class Reply:
     evaluate: dict[str, Numbers] = field(default_factory=dict)
     causes: dict[str, str] = field(default_factory=dict)
     """By metric: why it is not in the reply."""
+    versions: list[str] = field(default_factory=list)
+    """What the node says that it runs; empty where it is too old to say it."""
     unknown: list[str] = field(default_factory=list)
     """Keys of numbers that are of no known kind."""
 
@@ -144,6 +147,8 @@ def _decode(message: Message) -> Reply | Failure:
     reply = Reply(str(node["name"]))
     missing = zip(_list(node, "missing-metrics"), _list(node, "missing-causes"), strict=False)
     reply.causes.update(missing)
+    told = _list(node, "versions")[:_VERSIONS_MAX]
+    reply.versions = [version[:_VERSION_LENGTH_MAX] for version in told]
     try:
         reply.weights = unpack(_array(content), node)
     except WeightsError as error:
