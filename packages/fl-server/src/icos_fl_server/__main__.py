@@ -20,6 +20,10 @@ def main() -> None:
         from icos_fl_server.enrolment.service import serve
 
         serve()
+    elif arguments.command == "page":
+        from icos_fl_server.page.service import serve as serve_page
+
+        serve_page()
     elif arguments.command == "quiesce":
         _quiesce(arguments.folder, arguments.timeout)
     else:
@@ -70,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     check = commands.add_parser("check", help="check a run configuration without running it")
     check.add_argument("file", type=Path, help="TOML, as flwr run --run-config takes it")
     commands.add_parser("enrolment", help="take in nodes that were invited, until SIGTERM")
+    commands.add_parser("page", help="show runs and their nodes to people, until SIGTERM")
     end = commands.add_parser("quiesce", help="end the run with the round in hand, and wait for it")
     end.add_argument(
         "folder",

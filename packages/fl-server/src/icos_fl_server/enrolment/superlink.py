@@ -64,9 +64,12 @@ def fingerprint(key: ec.EllipticCurvePublicKey) -> str:
 
 
 class SuperLink:
-    """The one at *address*, whose certificate *authority* signed. All calls raise Refused."""
+    """The one at *address*, whose certificate *authority* signed; None for one without TLS.
 
-    def __init__(self, address: str, authority: Path) -> None:
+    All calls raise Refused.
+    """
+
+    def __init__(self, address: str, authority: Path | None) -> None:
         self._address = address
         self._authority = authority
 
@@ -127,8 +130,8 @@ class SuperLink:
         try:
             with ControlHttpClient.from_server_address(
                 self._address,
-                insecure=False,
-                root_certificates=self._authority.read_bytes(),
+                insecure=self._authority is None,
+                root_certificates=self._authority.read_bytes() if self._authority else None,
                 interceptors=[RuntimeVersionHttpInterceptor(component_name="icos-fl-server")],
             ) as client:
                 return call(client)
