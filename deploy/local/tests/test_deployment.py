@@ -13,7 +13,7 @@ from icos_fl_local.errors import UsageError
 from icos_fl_local.state import StateFolder
 from ruamel.yaml import YAML
 
-COMPONENTS = component_names(["a", "b"], ["forecaster"])
+COMPONENTS = component_names(["a", "b"], ["forecaster", "controller-page"])
 NAMES = [*COMPONENTS, PAGE, *metrics_names(COMPONENTS)]
 
 
@@ -49,6 +49,14 @@ def test_the_forecasters_page_is_where_it_is_said_to_be(deployment: Deployment) 
     assert PAGE not in deployment.names
 
 
+def test_the_controllers_page_shows_the_runs_of_the_deployment(deployment: Deployment) -> None:
+    components = deployment.components(Path("bridge.yaml"), recorded=True)
+    (page,) = (each for each in components if each.name == "controller-page")
+    assert deployment.controller_page == f"http://{page.env['ICOS_FL_PAGE_LISTEN_ADDRESS']}/"
+    assert page.env["ICOS_FL_PAGE_RUNS"] == str(deployment.state.runs)
+    assert page.env["ICOS_FL_PAGE_SUPERLINK"] == deployment.address("superlink")
+
+
 @pytest.mark.parametrize(
     ("interval_seconds", "horizons"),
     [(15, "60s,300s,3600s"), (300, "300s,3600s"), (7, "63s,301s,3598s"), (7200, "7200s")],
@@ -78,7 +86,7 @@ def test_prometheus_scrapes_whoever_is_given_an_address_for_it(deployment: Deplo
         if name.endswith("_METRICS_ADDRESS")
     ]
     assert sorted(addresses) == sorted(scraped)
-    assert len(scraped) == 7
+    assert len(scraped) == 8
     (static,) = run["static_configs"]
     assert static["targets"] == [deployment.address("metrics-run")]
 

@@ -20,7 +20,8 @@ HOST = "127.0.0.1"
 STORE = ("valkey", "metadata", "backend", "proxy")
 SERVICES = ("bridge", "processor")
 FORECASTER = "forecaster"
-"""Of deployments that go on after a run."""
+CONTROLLER_PAGE = "controller-page"
+"""Both of deployments that go on after a run."""
 PAGE = "page"
 """The forecaster's page, which has a port of its own."""
 METRICS = "metrics-"
@@ -50,11 +51,8 @@ def metrics_names(names: Sequence[str]) -> list[str]:
 
     With Flower as it comes, some serve little.
     """
-    serving = [
-        name
-        for name in names
-        if name in ("backend", *SERVICES, FORECASTER, "superlink") or name.startswith(supernode(""))
-    ]
+    steady = ("backend", *SERVICES, FORECASTER, CONTROLLER_PAGE, "superlink")
+    serving = [name for name in names if name in steady or name.startswith(supernode(""))]
     return [f"{METRICS}{name}" for name in (*serving, RUN)]
 
 
@@ -112,6 +110,11 @@ class Deployment:
         """Where the forecaster's page is; empty without one."""
         return f"http://{self.address(PAGE)}/" if PAGE in self.ports else ""
 
+    @property
+    def controller_page(self) -> str:
+        """Where the page of runs and their nodes is; empty without one."""
+        return f"http://{self.address(CONTROLLER_PAGE)}/" if CONTROLLER_PAGE in self.ports else ""
+
     def address(self, name: str) -> str:
         """Where the component *name* listens."""
         return f"{HOST}:{self.ports[name]}"
@@ -152,6 +155,8 @@ class Deployment:
         services = self._services(bridge_config, recorded)
         if FORECASTER in self.ports:
             services.append(self._forecaster(recorded, interval_seconds))
+        if CONTROLLER_PAGE in self.ports:
+            services.append(self._controller_page())
         return [*self._store(), *services, *self._flower()]
 
     def store_env(self, prefix: str) -> dict[str, str]:
@@ -232,6 +237,15 @@ class Deployment:
         if recorded:  # all rows come at once, beside the training that is waited for
             command = ("nice", "-n", "10", *command)
         return self.component(FORECASTER, command, env, serving, ("backend", "proxy"))
+
+    def _controller_page(self) -> Component:
+        env = {
+            "ICOS_FL_PAGE_LISTEN_ADDRESS": self.address(CONTROLLER_PAGE),
+            "ICOS_FL_PAGE_RUNS": str(self.state.runs),
+            "ICOS_FL_PAGE_SUPERLINK": self.address("superlink"),
+            **self._metrics_env(CONTROLLER_PAGE, "ICOS_FL_PAGE"),
+        }
+        return self.component(CONTROLLER_PAGE, (*module("icos_fl_server"), "page"), env)
 
     def _flower(self) -> list[Component]:
         superlink = (

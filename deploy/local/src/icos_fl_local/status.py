@@ -68,6 +68,7 @@ def of_deployment(state: StateFolder, *, as_json: bool) -> int:
         "metrics": description["metrics"],
         "components": components,
         "page": description.get("page", ""),
+        "controller_page": description.get("controller_page", ""),
         "prometheus": str(state.prometheus),
         "rows": rows,
         "conditions": conditions,
@@ -189,7 +190,9 @@ def _text(found: Facts) -> str:
         reason = f": {last['reason']}" if last["reason"] else ""
         lines.append(f"  run {last['state']}{reason}, round {last['round']} of {last['rounds']}")
     if found["page"]:
-        lines.append(f"  look at it: {found['page']}")
+        lines.append(f"  look at its nodes: {found['page']}")
+    if found["controller_page"]:
+        lines.append(f"  look at its runs: {found['controller_page']}")
     lines.append(f"  monitor it: prometheus --config.file={found['prometheus']}")
     return "\n".join(lines)
 

@@ -29,6 +29,7 @@ from icos_fl_local import (
     traces,
 )
 from icos_fl_local.deployment import (
+    CONTROLLER_PAGE,
     FORECASTER,
     METRICS,
     PAGE,
@@ -191,7 +192,7 @@ def up(options: Options) -> int:
     )
     more = list(source.programs.names) if source.programs else []
     if options.keep or source.is_live:
-        more.append(FORECASTER)
+        more += [FORECASTER, CONTROLLER_PAGE]
     names = component_names(source.nodes, more)
     page = [PAGE] if FORECASTER in names else []
     ports = assign_ports([*names, *page, *metrics_names(names)], given_ports)
@@ -279,6 +280,7 @@ class _Session:
                 },
                 "metrics_ports": self.deployment.metrics_ports,
                 "page": self.deployment.page,
+                "controller_page": self.deployment.controller_page,
             }
         )
 
@@ -398,7 +400,8 @@ class _Session:
             f"left running in {state.folder}: "
             f"icos-fl status, watch, window, train, forecast, backtest, logs, down{given}"
         )
-        self.progress.say(f"its page: {self.deployment.page}")
+        self.progress.say(f"its nodes' page: {self.deployment.page}")
+        self.progress.say(f"its controller's page: {self.deployment.controller_page}")
         guard.kept(self.deployment.state.logs / "launcher.log")
 
 
