@@ -31,6 +31,10 @@ FORECASTERS = {
     "window_mean": "window mean",
 }
 _AHEAD_SECONDS = 300.0
+_COMBINED = (
+    "Nodes do not forecast by it alone: they combine it with their own past, and icos-fl backtest "
+    "tells what that is worth."
+)
 
 
 @dataclass(frozen=True)
@@ -96,7 +100,7 @@ def unavailable(result: Result) -> list[str]:
 
 
 def summary(result: Result) -> str:
-    """One sentence: how often the federated model was best, and what its interval was worth."""
+    """How often the federated model was best, what its interval was worth, and what it is for."""
     entries = result["backtest"].get("results", [])
     if not entries:
         return "No error could be computed: no node had a usable sequence in its validation part."
@@ -105,8 +109,8 @@ def summary(result: Result) -> str:
     text = f"The federated model was the best of the three in {best} of {pairs} of node and metric"
     coverage = pooled_coverage(result)
     if coverage is None:
-        return text + "."
-    return f"{text}; its 80 % interval held {percent(coverage)} of what then came."
+        return f"{text}. {_COMBINED}"
+    return f"{text}; its 80 % interval held {percent(coverage)} of what then came. {_COMBINED}"
 
 
 def pooled_coverage(result: Result) -> float | None:
