@@ -47,9 +47,16 @@ def add(server: grpc.Server) -> None:
     server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(SERVICE, handlers)])
 
 
-def make(needed: Needed, address: str = "127.0.0.1:0") -> GrpcServer:
+def make(needed: Needed, address: str = "127.0.0.1:0", probe_seconds: float = 0.05) -> GrpcServer:
     return GrpcServer(
-        SERVICE, address, add, needed.ask, expected=Away, threads=4, receive_bytes_max=1 << 20
+        SERVICE,
+        address,
+        add,
+        needed.ask,
+        expected=Away,
+        threads=4,
+        receive_bytes_max=1 << 20,
+        probe_seconds=probe_seconds,
     )
 
 
@@ -92,6 +99,20 @@ def test_health_follows_what_is_needed(needed, server, channel, service):
     needed.error = Away("it is away again")
     assert next(told) == "NOT_SERVING"
     assert server.why_not == "it is away again"
+
+
+def test_what_answers_may_be_asked_less_often_than_what_does_not(needed):
+    server = make(needed, probe_seconds=600.0)
+    server.start()
+    for _ in range(3):  # away
+        needed.asked.clear()
+        assert needed.asked.wait(20)
+    needed.error = None
+    with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        assert "SERVING" in statuses(channel)
+    needed.asked.clear()
+    assert not needed.asked.wait(10 * probe.PROBE_SECONDS)
+    server.stop(0)
 
 
 def test_readiness_and_failed_probes_are_told_to_prometheus(needed, server, channel):

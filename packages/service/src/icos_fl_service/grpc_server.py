@@ -9,7 +9,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from icos_fl_service.calls import CallMetrics
-from icos_fl_service.probe import Probe
+from icos_fl_service.probe import PROBE_SECONDS, Probe
 
 GRACE_SECONDS = 5.0
 """How long calls in progress may go on when the server stops."""
@@ -23,10 +23,10 @@ class GrpcServer:
     """Serves what *add* adds to it; *service* is its full name in the proto.
 
     Health is NOT_SERVING until *ask* returns, whenever it raises, and while shutting down;
-    ``why_not`` is the last error of *ask*, of which *expected* are no surprise. *threads* calls are
-    worked on at once, *waiting_max* more wait, None for any number; gRPC refuses what is above with
-    RESOURCE_EXHAUSTED. *options* are gRPC's. Without *credentials* there is no TLS; *interceptors*
-    come first. Raises ListenError.
+    ``why_not`` is the last error of *ask*, of which *expected* are no surprise. What answers is
+    asked again after *probe_seconds*. *threads* calls are worked on at once, *waiting_max* more
+    wait, None for any number; gRPC refuses what is above with RESOURCE_EXHAUSTED. *options* are
+    gRPC's. Without *credentials* there is no TLS; *interceptors* come first. Raises ListenError.
     """
 
     def __init__(
@@ -37,6 +37,7 @@ class GrpcServer:
         ask: Callable[[], None],
         *,
         expected: type[Exception],
+        probe_seconds: float = PROBE_SECONDS,
         threads: int,
         waiting_max: int | None = 0,
         receive_bytes_max: int,
@@ -51,7 +52,7 @@ class GrpcServer:
         # Its watchers take no thread of the pool.
         self._health = health.HealthServicer(experimental_non_blocking=True)
         self._set_serving(False)
-        self._probe = Probe(ask, self._set_serving, expected)
+        self._probe = Probe(ask, self._set_serving, expected, seconds=probe_seconds)
         self._server = grpc.server(
             ThreadPoolExecutor(threads, thread_name_prefix="call"),
             maximum_concurrent_rpcs=None if waiting_max is None else threads + waiting_max,

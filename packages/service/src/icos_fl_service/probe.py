@@ -9,7 +9,7 @@ from prometheus_client import Counter, Gauge
 from icos_fl_service import status
 
 PROBE_SECONDS = 2.0
-"""How often is asked."""
+"""How often is asked what does not answer."""
 
 _READY = Gauge("icos_fl_service_ready", "1 while what the service needs answers, else 0")
 _FAILURES = Counter("icos_fl_service_probe_failures", "Probes that what the service needs failed")
@@ -18,8 +18,9 @@ log = structlog.get_logger()
 
 
 class Probe:
-    """Calls *ask* every PROBE_SECONDS on a thread of its own, and *changed* with the answer.
+    """Calls *ask* on a thread of its own again and again, and *changed* with the answer.
 
+    That is after PROBE_SECONDS, and after *seconds* when the answer was yes.
     What *ask* raises is a no; errors other than *expected* are logged with their traceback, and do
     not end the probe either: else health would stay at its last word.
     """
@@ -30,11 +31,13 @@ class Probe:
         changed: Callable[[bool], None],
         expected: type[Exception] = OSError,
         what: str = "store",
+        seconds: float = PROBE_SECONDS,
     ) -> None:
         self._ask = ask
         self._changed = changed
         self._expected = expected
         self._what = what
+        self._seconds = seconds
         self.why_not = f"the {what} has not answered yet"
         """The last error of *ask*."""
         self._stopping = threading.Event()
@@ -69,7 +72,7 @@ class Probe:
                     log.info(f"{self._what} answers")
                 else:
                     log.warning(f"{self._what} does not answer", reason=self.why_not)
-            self._stopping.wait(PROBE_SECONDS)
+            self._stopping.wait(self._seconds if answers else PROBE_SECONDS)
 
     def _answers(self) -> bool:
         try:
