@@ -66,6 +66,7 @@ class Service:
 
     store: AwayStore = field(default_factory=AwayStore)
     recorded: bool = True
+    step_seconds: int = STEP
     folder: Path | None = None
     expectations: Expectations = field(default_factory=Expectations)
     watchers_max: int = 2
@@ -79,7 +80,7 @@ class Service:
     def start(self) -> None:
         self.board = Board()
         following = Following(
-            STEP * SECOND,
+            self.step_seconds * SECOND,
             (MINUTE, 5 * MINUTE),
             expectations=self.expectations,
             recorded=self.recorded,

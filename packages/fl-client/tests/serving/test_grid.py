@@ -32,6 +32,16 @@ def test_the_newest_row_that_a_step_is_due_makes_it_whole():
     assert steps(grid, [42], [1.0]) == [(2, 1.0, 1.0)]
 
 
+def test_no_row_before_the_due_time_makes_a_step_whole():
+    grid = Grid(15 * SECOND)
+    assert grid.due_ns is None
+    steps(grid, regular(3, 10), [1.0] * 10)
+    due = (grid.due_ns - START) / SECOND
+    assert due == 43.5 - 3
+    assert steps(grid, [30, due - 1e-6], [1.0] * 2) == []
+    assert steps(grid, [due], [1.0]) == [(2, 1.0, 1.0)]
+
+
 def test_a_step_ends_half_a_row_distance_after_its_newest_row():
     grid = Grid(15 * SECOND)
     found = steps(grid, regular(3, 10), [1.0] * 10)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import structlog
 from icos_fl.forecast.v1 import forecast_service_pb2 as pb
-from icos_fl_client.serving import kept
+from icos_fl_client.serving import follower, kept
 from icos_fl_timeseries_store import StoreUnavailable
 from icos_fl_timeseries_store.conditions import ColumnExpectations, Expectations
 
@@ -44,6 +44,33 @@ def test_each_new_step_is_told_to_who_watches(service):
     stream.cancel()
     assert second.last_time.ToNanoseconds() - first.last_time.ToNanoseconds() == 15 * SECOND
     assert second.last_value == wave(1, 30)[0]
+
+
+def test_between_steps_the_store_is_asked_less_than_once_a_row_and_no_step_is_late(
+    new_service, monkeypatch
+):
+    monkeypatch.setattr(follower, "JUDGE_SECONDS", 14.0)
+    service = new_service(recorded=False, step_seconds=3)
+    distance_ns, rows_of_a_step = 6 * SECOND // 10, 5
+
+    def append(first: int, count: int) -> None:
+        times_ns_t = service.time_ns + (first + np.arange(count)) * distance_ns
+        values_tf = np.array(wave(count, first))[:, None]
+        service.window.append(["cpu"], times_ns_t, values_tf, {"cpu": "%"})
+
+    append(-49, 50)
+    service.start()
+    before = service.until(lambda found: found.HasField("last_time"))
+    waits, wait = [], service.window.wait
+    monkeypatch.setattr(service.window, "wait", lambda *args: waits.append(args) or wait(*args))
+    for row in range(1, rows_of_a_step + 1):
+        time.sleep(max(0.0, (service.time_ns + row * distance_ns - time.time_ns()) / SECOND))
+        append(row, 1)
+    stored = time.monotonic()
+    after = service.until(lambda found: found.last_time != before.last_time)
+    assert time.monotonic() < stored + 1
+    assert after.last_time.ToNanoseconds() - before.last_time.ToNanoseconds() == 3 * SECOND
+    assert len(waits) < rows_of_a_step
 
 
 def test_what_was_said_stands_beside_what_came(service):

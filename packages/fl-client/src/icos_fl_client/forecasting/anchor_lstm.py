@@ -106,17 +106,17 @@ class AnchorLSTM:
         inputs = tokens_bl.T[:, :, None]
         for input_gi, hidden_gu, input_bias_g, hidden_bias_g in self._layers:
             drive_lbg = inputs @ input_gi.T + (input_bias_g + hidden_bias_g)
-            state_bu = cell_bu = np.zeros((len(tokens_bl), hidden_gu.shape[1]))
+            units = hidden_gu.shape[1]
+            # A sigmoid is 0.5 (1 + tanh(x / 2)), so one tanh does for all four gates.
+            slope_g = np.repeat([0.5, 0.5, 1.0, 0.5], units)
+            state_bu = cell_bu = np.zeros((len(tokens_bl), units))
             states = []
             for drive_bg in drive_lbg:
-                gates = np.split(drive_bg + state_bu @ hidden_gu.T, 4, axis=1)
-                opened_bu, kept_bu, shown_bu = (_sigmoid(gates[place]) for place in (0, 1, 3))
-                cell_bu = kept_bu * cell_bu + opened_bu * np.tanh(gates[2])
-                state_bu = shown_bu * np.tanh(cell_bu)
+                bent_bg = np.tanh(slope_g * (drive_bg + state_bu @ hidden_gu.T))
+                open_bg = 0.5 * (1 + bent_bg)
+                opened_bu, kept_bu = open_bg[:, :units], open_bg[:, units : 2 * units]
+                cell_bu = kept_bu * cell_bu + opened_bu * bent_bg[:, 2 * units : 3 * units]
+                state_bu = open_bg[:, 3 * units :] * np.tanh(cell_bu)
                 states.append(state_bu)
             inputs = np.stack(states)
         return np.asarray(inputs[-1])
-
-
-def _sigmoid(values: Array) -> Array:
-    return np.asarray(0.5 * (1 + np.tanh(0.5 * values)))

@@ -24,12 +24,14 @@ from icos_fl_client.units import limits_of
 
 WAIT_SECONDS = 5.0
 """The longest that one wait for new rows lasts, and so how late the end is noticed."""
-JUDGE_SECONDS = 15.0
+JUDGE_SECONDS = 14.0
+"""A little less than the usual step, so that what is due is done when a step is whole."""
 JUDGED_ROWS_MAX = 1000
-MODEL_SECONDS = 30.0
+MODEL_SECONDS = 29.0
 SAVE_SECONDS = 300.0
-DISCOVER_SECONDS = 5.0
 RETRY_SECONDS = 2.0
+UNKNOWN_SECONDS = 5.0
+"""How often a window is looked for that is being made, or whose disk is full."""
 STOP_SECONDS = 6.0
 """The longest that a thread is waited for which asks a store that does not answer."""
 
@@ -69,7 +71,7 @@ class NodeHealth:
 
 
 class Follower:
-    """Posts outlooks to *board* from ``start`` to ``stop``."""
+    """Posts outlooks to *board*, of the windows that it has found, until ``stop``."""
 
     def __init__(
         self,
@@ -86,9 +88,17 @@ class Follower:
         self._stopping = threading.Event()
         self._threads: list[threading.Thread] = []
 
-    def start(self, store: Store) -> None:
-        """Follow every window of *store* that is there or comes."""
-        self._begin("discovery", lambda: self._discover(store))
+    def find(self, store: Store) -> None:
+        """Follow every window of *store* from now on. Raises StoreError."""
+        for name in store.nodes():
+            if name not in self._nodes:
+                node = _Node(name, store, self._following, self._board, self._kept, self._processor)
+                self._nodes[name] = node
+                thread = threading.Thread(
+                    target=node.run, args=[self._stopping], name=f"follow {name}", daemon=True
+                )
+                self._threads.append(thread)
+                thread.start()
 
     def stop(self) -> None:
         """Follow no more, and keep what was learned."""
@@ -106,23 +116,6 @@ class Follower:
         """Of each node whose window has been judged, sorted by name."""
         nodes = sorted(self._nodes.items())
         return [node.health for _, node in nodes if node.health]
-
-    def _begin(self, name: str, run: Callable[[], None]) -> None:
-        thread = threading.Thread(target=run, name=name, daemon=True)
-        self._threads.append(thread)
-        thread.start()
-
-    def _discover(self, store: Store) -> None:
-        while not self._stopping.is_set():
-            try:
-                new = [name for name in store.nodes() if name not in self._nodes]
-            except StoreError:
-                new = []  # health tells of it
-            for name in new:
-                node = _Node(name, store, self._following, self._board, self._kept, self._processor)
-                self._nodes[name] = node
-                self._begin(f"follow {name}", lambda node=node: node.run(self._stopping))  # type: ignore[misc]
-            self._stopping.wait(DISCOVER_SECONDS)
 
 
 class _Node:
@@ -154,18 +147,19 @@ class _Node:
         self._saved_s = self._looked_s = time.monotonic()
 
     def run(self, stopping: threading.Event) -> None:
-        while not stopping.is_set():
+        rest_seconds = 0.0
+        while not stopping.wait(rest_seconds):
             try:
-                self._look()
+                self._look(rested=rest_seconds > 0)
+                rest_seconds = self._rest_seconds()
             except StoreError as error:
                 self._window = None
                 self._store_away(error)
-                # One that is unknown is being made, or its disk is full.
                 unknown = isinstance(error, UnknownNode)
-                stopping.wait(DISCOVER_SECONDS if unknown else RETRY_SECONDS)
+                rest_seconds = UNKNOWN_SECONDS if unknown else RETRY_SECONDS
             except Exception:  # else the node would stay at its last word
                 log.exception("unexpected error", node=self._name)
-                stopping.wait(RETRY_SECONDS)
+                rest_seconds = RETRY_SECONDS
 
     def record(self, metric: str) -> Record | None:
         with self._using:
@@ -178,14 +172,15 @@ class _Node:
                 state = metric.state()
             self._kept.save(self._name, name, state)
 
-    def _look(self) -> None:
+    def _look(self, *, rested: bool) -> None:
         if self._window is None:
             self._window = self._store.window(self._name)
         window = self._window
-        cursor = window.wait(self._cursor, WAIT_SECONDS)
         rows = None
-        if cursor != self._cursor:  # a window that was made anew counts anew
-            rows = window.read(after=self._cursor if cursor > self._cursor else 0)
+        if rested or window.wait(self._cursor, WAIT_SECONDS) != self._cursor:
+            rows = window.read(after=self._cursor)
+            if rows.cursor < self._cursor:  # a window that was made anew counts anew
+                rows = window.read()
         now_s = time.monotonic()
         self._looked_s = now_s
         post = set()
@@ -205,6 +200,22 @@ class _Node:
         if now_s >= self._saved_s + SAVE_SECONDS:
             self._saved_s = now_s
             self.save()
+
+    def _rest_seconds(self) -> float:
+        """How long no row can come that makes a step whole: each call of the store costs.
+
+        A metric that has been silent for a step is not counted: the first one after may be late.
+        """
+        if self._following.recorded:
+            return 0.0
+        now_ns = max(time.time_ns(), self._newest_ns)  # whoever writes may be ahead
+        dues_ns = [
+            due_ns
+            for metric in self._metrics.values()
+            if (due_ns := metric.grid.due_ns or 0) > now_ns - self._following.interval_ns
+        ]
+        rest_ns = min(dues_ns, default=0) - now_ns
+        return max(0.0, min(rest_ns / 1e9, JUDGE_SECONDS))
 
     def _judge(self, window: Window) -> None:
         rows = window.read(last=JUDGED_ROWS_MAX)

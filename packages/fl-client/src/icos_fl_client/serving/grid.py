@@ -57,6 +57,11 @@ class Grid:
         """Of the newest value; None before the first."""
         return int(self._times_ns_t[-1]) if len(self._times_ns_t) else None
 
+    @property
+    def due_ns(self) -> int | None:
+        """Time of the earliest row that may make a step whole; None before there is a grid."""
+        return None if self._origin_ns is None else self.end_ns(self._step) - self.distance_ns
+
     def end_ns(self, step: int) -> int:
         """When a step ends."""
         assert self._origin_ns is not None

@@ -21,6 +21,8 @@ CALLS_MAX = 8
 RECEIVE_BYTES_MAX = 64 << 10
 LOOK_SECONDS = 1.0
 """How late a watcher notices that the server stops."""
+PROBE_SECONDS = 10.0
+"""How late a window that is new, or a store that has gone, is noticed."""
 
 SERVICE: str = pb.DESCRIPTOR.services_by_name["ForecastService"].full_name
 
@@ -47,7 +49,6 @@ class Server:
         self._board = board
         self._watchers_max = watchers_max
         self._store: Store | None = None
-        self._is_following = False
         self._security = security
         self._server = GrpcServer(
             SERVICE,
@@ -55,6 +56,7 @@ class Server:
             self._add,
             self._ask_store,
             expected=StoreError,
+            probe_seconds=PROBE_SECONDS,
             threads=CALLS_MAX + watchers_max,
             receive_bytes_max=RECEIVE_BYTES_MAX,
             credentials=grpc_credentials(lambda: self._security),
@@ -92,9 +94,7 @@ class Server:
         if self._store is None:
             self._store = self._connect()
         self._store.check()
-        if not self._is_following:
-            self._is_following = True
-            self._follower.start(self._store)
+        self._follower.find(self._store)
 
 
 class _Servicer(pb_grpc.ForecastServiceServicer):
