@@ -31,6 +31,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
     ProtoReflectionDescriptorDatabase,
 )
+from icos_fl.forecast.v1 import forecast_service_pb2 as forecast_pb
+from icos_fl.forecast.v1.forecast_service_pb2_grpc import ForecastServiceStub
 from icos_fl_client.app import app
 from icos_fl_service.shim import tied
 from icos_fl_service.testing import free_port
@@ -45,28 +47,30 @@ SECOND = 1_000_000_000
 START_NS = 1_700_000_010 * SECOND
 ROWS = 40
 NODE = "needs"
+METRICS = ["cpu", "power"]
 Need = dict[str, Any]
 Lacking = Callable[[Any, Any, str], list[str]]
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StoreProcesses]:
-    """With the window that the needs of the processor are about."""
+    """With the windows that the needs of processor and forecaster are about."""
     with store_processes(tmp_path_factory.mktemp("store")) as running:
-        numbers = np.arange(ROWS, dtype=float)
-        with connect(running.settings) as connected:
-            connected.create_window(NODE).append(
-                ["cpu", "power"],
-                START_NS + np.arange(ROWS) * 15 * SECOND,
-                np.column_stack([numbers, 100 + numbers]),
-                {"cpu": "%", "power": "W"},
-            )
+        for node, rows in ((NODE, ROWS), (f"{NODE}-short", 1)):
+            numbers = np.arange(rows, dtype=float)
+            with connect(running.settings) as connected:
+                connected.create_window(node).append(
+                    METRICS,
+                    START_NS + np.arange(rows) * 15 * SECOND,
+                    np.column_stack([numbers, 100 + numbers]),
+                    {"cpu": "%", "power": "W"},
+                )
         yield running
 
 
 @contextlib.contextmanager
 def serving(
-    module: str, prefix: str, store: StoreProcesses, sources: Path | None = None
+    module: str, prefix: str, store: StoreProcesses, sources: Path | None = None, **settings: str
 ) -> Iterator[str]:
     """The address of a service, of *sources* rather than of what is installed."""
     address = f"127.0.0.1:{free_port()}"
@@ -74,6 +78,7 @@ def serving(
         f"{prefix}_LISTEN_ADDRESS": address,
         f"{prefix}_STORE__PORT": str(store.settings.port),
         **({"PYTHONPATH": str(sources)} if sources else {}),
+        **{f"{prefix}_{name}": value for name, value in settings.items()},
     }
     process = subprocess.Popen(
         tied(sys.executable, "-m", module), env={**os.environ, **environment}
@@ -92,12 +97,15 @@ def serving(
         process.wait(30)
 
 
-# The processor
+# The processor and the forecaster
+
+PROCESSOR = "icos_fl.processor.v1.ProcessorService"
+FORECASTER = "icos_fl.forecast.v1.ForecastService"
 
 
-def unmet_by_processor(address: str, need: Need, lacking: Lacking) -> list[str]:
+def unmet(address: str, name: str, need: Need, lacking: Lacking) -> list[str]:
     """Asked as the provider itself, by reflection, says that it can be asked."""
-    name = "icos_fl.processor.v1.ProcessorService"
+    need = json.loads(json.dumps(need).replace("<node>", NODE))
     with grpc.insecure_channel(address) as channel:
         pool = descriptor_pool.DescriptorPool(ProtoReflectionDescriptorDatabase(channel))
         method = pool.FindServiceByName(name).methods_by_name.get(need["call"])
@@ -105,16 +113,17 @@ def unmet_by_processor(address: str, need: Need, lacking: Lacking) -> list[str]:
             return [f"{need['call']}: there is no such call"]
         request = message_factory.GetMessageClass(method.input_type)()
         answer = message_factory.GetMessageClass(method.output_type)
-        asked = json.loads(json.dumps(need["request"]).replace("<node>", NODE))
         try:
-            json_format.ParseDict(asked, request, descriptor_pool=pool)
+            json_format.ParseDict(need["request"], request, descriptor_pool=pool)
         except json_format.ParseError as error:
             return [f"{need['call']}: {error}"]
-        call = channel.unary_stream(
+        asking = channel.unary_stream if method.server_streaming else channel.unary_unary
+        call = asking(
             f"/{name}/{need['call']}",
             request_serializer=type(request).SerializeToString,
             response_deserializer=answer.FromString,
         )
+        answered = call(request, timeout=30)
         got = [
             json_format.MessageToDict(
                 each,
@@ -122,7 +131,7 @@ def unmet_by_processor(address: str, need: Need, lacking: Lacking) -> list[str]:
                 always_print_fields_with_no_presence=True,
                 descriptor_pool=pool,
             )
-            for each in call(request, timeout=30)
+            for each in (answered if method.server_streaming else [answered])
         ]
     got = json.loads(json.dumps(got), object_hook=_with_numbers)
     return lacking(need["answers"], got, need["call"])
@@ -143,7 +152,28 @@ def processor(store: StoreProcesses) -> Iterator[str]:
 
 
 def test_processor(processor: str, need_of_processor: Need, lacking: Lacking):
-    assert unmet_by_processor(processor, need_of_processor, lacking) == []
+    assert unmet(processor, PROCESSOR, need_of_processor, lacking) == []
+
+
+@pytest.fixture(scope="module")
+def forecaster(store: StoreProcesses) -> Iterator[str]:
+    """When it has said what it can of the windows."""
+    service = "icos_fl_client.serving", "ICOS_FL_FORECASTER", store
+    with (
+        serving(*service, RECORDED="true") as address,
+        grpc.insecure_channel(address) as channel,
+    ):
+        stub = ForecastServiceStub(channel)  # type: ignore[no-untyped-call]
+        waited_for = {(node, metric) for node in (NODE, f"{NODE}-short") for metric in METRICS}
+        for answer in stub.WatchForecasts(forecast_pb.WatchForecastsRequest(), timeout=60):
+            waited_for.discard((answer.forecast.node, answer.forecast.metric))
+            if not waited_for:
+                break
+        yield address
+
+
+def test_forecaster(forecaster: str, need_of_forecaster: Need, lacking: Lacking):
+    assert unmet(forecaster, FORECASTER, need_of_forecaster, lacking) == []
 
 
 # The bridge
@@ -332,8 +362,8 @@ def test_a_renamed_field_is_caught(
         check=True,
     )  # fmt: skip
     with serving("icos_fl_processor", "ICOS_FL_PROCESSOR", store, copied / "src") as address:
-        unmet = [unmet_by_processor(address, need, lacking) for need in needs_of("processor")]
-    assert [line for lines in unmet for line in lines] == [
+        lines = [unmet(address, PROCESSOR, need, lacking) for need in needs_of("processor")]
+    assert [line for each in lines for line in each] == [
         "GetSequences[0].header.columns[0].standard_deviation: missing",
         "GetSequences[0].header.columns[1].standard_deviation: missing",
     ]
