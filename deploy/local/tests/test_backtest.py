@@ -30,6 +30,7 @@ from icos_fl_local.backtest.running import ForecasterClient, of_node
 from icos_fl_local.errors import LocalError, UsageError
 from icos_fl_server.checkpoints import Checkpoint, Checkpoints
 from icos_fl_service.security import Security, TlsSettings, load_security
+from icos_fl_service.testing import Browser, chromium
 from icos_fl_timeseries_store import MemoryStore
 from rich.console import Console
 
@@ -178,6 +179,33 @@ def test_page_has_the_figures_and_asks_no_other_host(found: Found, tmp_path: Pat
     assert not re.search(r"(?:src|href)=\"(?!data:)|url\(|https?://", page)
     words = report.row(entry(found, "walker", "cpu_usage", "5m"))
     assert all(f">{words[name]}</td>" in page for name in words)
+
+
+SHOWN = """
+const text = (of) => of.checkVisibility() ? of.innerText : "unseen";
+const rows = [...document.querySelectorAll("h2 + .scroll tbody tr")].map((row) =>
+  [row.closest(".scroll").previousElementSibling, row.cells[0], row.cells[1]].map(text));
+const plots = [...document.images].filter((plot) => plot.naturalWidth > 300).map((plot) =>
+  plot.checkVisibility() ? plot.alt : "unseen");
+return [rows, plots];
+"""
+
+
+def test_a_browser_shows_a_row_and_a_plot_of_every_node_and_metric(
+    found: Found, tmp_path: Path
+) -> None:
+    pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+    report.write_page(tmp_path / "a.html", found)
+    with chromium() as driver:
+        browser = Browser(driver, (tmp_path / "a.html").as_uri())
+        browser.open()
+        rows, plots = driver.execute_script(SHOWN)
+        assert browser.errors() == []
+    results = report.as_json(found)["results"]
+    expected = sorted((each["metric"], each["node"], each["horizon"]) for each in results)
+    assert expected == sorted((title.split()[0], node, ahead) for title, node, ahead in rows)
+    expected = sorted({f"{each['node']}, {each['metric']}" for each in results})
+    assert expected == sorted(alt.split(":")[0] for alt in plots)
 
 
 def test_grid_is_what_coarse_rows_allow(tmp_path: Path) -> None:
