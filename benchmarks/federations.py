@@ -23,7 +23,7 @@ from replays import CHOSEN_ON, Array, Replay, Series, replay
 
 KINDS = ("federated", "local", "pooled")
 ROUNDS, EPOCHS, BATCH, LEARNING_RATE, LOOKBACK = 5, 3, 64, 0.002, 40
-Weights = Mapping[str, NDArray[np.float32]]
+Weights = Mapping[str, NDArray[np.floating]]
 Run = NDArray[np.float32]
 
 
@@ -161,7 +161,7 @@ def _trained(runs: list[Run], steps: int, seed: int, start: Weights | None = Non
 def _federated(nodes: list[Known], steps: int, seed: int) -> Weights:
     sequences_n = [sum(max(0, len(r) - LOOKBACK - steps + 1) for r in n.runs) for n in nodes]
     share_n = np.array(sequences_n) / sum(sequences_n)
-    mean = weights_of(_model(steps, seed))
+    mean: Weights = weights_of(_model(steps, seed))
     for server_round in range(ROUNDS):
         round_seed = seed * ROUNDS + server_round
         replies = [_trained(node.runs, steps, round_seed, mean) for node in nodes]

@@ -78,7 +78,8 @@ def changes(all_traces: list[traces.Trace]) -> Iterator[tuple[Figures, Series, R
             found_csf = np.concatenate([parts[0], parts[-1]], axis=1)
             for place, metric in enumerate(metrics):
                 time_s_t = np.arange(2.0 * PART_STEPS)
-                series = Series(trace.node, metric, *found_csf[:, :, place], time_s_t)
+                values_t, rows_t = found_csf[:, :, place]
+                series = Series(trace.node, metric, values_t, rows_t, time_s_t)
                 yield _after_change(series, replay(series, task.steps))
 
 
@@ -166,9 +167,9 @@ def tell(task: Task, scores: list[Figures]) -> bool:
             f"{s['coverage_80']:6.1%}{s['coverage_95']:6.1%}"
             f"{s['winkler_ratio_80']:6.2f}{s['winkler_ratio_95']:6.2f}"
         )
-    simple = [s["best_simple_ratio"] for s in scores]
-    median = np.median(simple)
-    print(f"best simple forecaster in hindsight: median {median:.3f}, worst {max(simple):.3f}")
+    ratios = [s["best_simple_ratio"] for s in scores]
+    median = np.median(ratios)
+    print(f"best simple forecaster in hindsight: median {median:.3f}, worst {max(ratios):.3f}")
     found = verdicts(task, scores)
     for name, figure, most in found:
         verdict = "met" if figure <= most else "MISSED"

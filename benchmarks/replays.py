@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from icos_fl_client.forecasting import Anchors, Combination, backtest
-from icos_fl_client.forecasting.backtest import Record as Replay
 from icos_fl_client.forecasting.backtest import winkler
 from icos_fl_client.forecasting.history import GAP_STEPS_MAX
 from icos_fl_client.forecasting.intervals import LEVELS
@@ -20,6 +19,7 @@ from icos_fl_processor.windows import Steps, resample
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
+Replay = backtest.Record
 Array = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 Figures = dict[str, Any]
@@ -97,7 +97,7 @@ def load_series(all_traces: list[traces.Trace], task: Task) -> Iterator[Series]:
                 yield Series(trace.node, metric, *on_grid(steps, rows_s))
 
 
-def newest_rows(time_s_t: Array, values_tf: Array, steps: Steps) -> Array:
+def newest_rows(time_s_t: NDArray[np.int64], values_tf: Array, steps: Steps) -> Array:
     """The newest row of each step (s, f)."""
     half_ns = min(steps.distance_ns, steps.interval_ns) // 2
     return values_tf[np.searchsorted(time_s_t * 10**9 - half_ns, steps.times_ns_s) - 1]

@@ -24,6 +24,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psutil
 from icos_fl_service.testing import free_port
@@ -101,7 +102,7 @@ def faults(nodes: int) -> dict[str, dict[str, float]]:
     return found
 
 
-def report(results: dict[str, dict]) -> None:
+def report(results: dict[str, dict[str, Any]]) -> None:
     for name, result in results.items():
         stock, warm = result["stock"], result["warm"]
         print(f"\n{name}")
@@ -193,7 +194,7 @@ def run(
     )
 
 
-def beside_training(facts: list[dict]) -> list[float]:
+def beside_training(facts: list[dict[str, Any]]) -> list[float]:
     """Seconds of each round less those of the slowest node's own work."""
     return [b["at"] - a["at"] - b["training_seconds"] for a, b in itertools.pairwise(facts)]
 
@@ -205,7 +206,7 @@ def follow(
     nodes: int,
     rounds: int,
     fault: str = "",
-) -> list[dict]:
+) -> list[dict[str, Any]]:
     """One run of the app: facts of its start and of each round; CPU and memory as it ended."""
     times = home / f"{compute}{fault}.jsonl"
     config = f'compute="{compute}" fault="{fault}" rounds={rounds} nodes={nodes} times="{times}"'
@@ -218,7 +219,7 @@ def follow(
     )
     if submitted.returncode:
         raise SystemExit(submitted.stdout + submitted.stderr)
-    facts: list[dict] = []
+    facts: list[dict[str, Any]] = []
     deadline = time.monotonic() + 1200
     while len(facts) <= rounds:
         if time.monotonic() > deadline:

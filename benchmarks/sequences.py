@@ -30,6 +30,7 @@ from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import grpc
 import numpy as np
@@ -73,7 +74,7 @@ class BareStreams(grpc.GenericRpcHandler):
             "/bare/windows": np.concatenate([inputs, targets], axis=1).tobytes(),
         }
 
-    def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
+    def service(self, details: grpc.HandlerCallDetails) -> "grpc.RpcMethodHandler[Any, Any] | None":
         payload = memoryview(self._payloads.get(details.method, b""))
 
         def stream(_request: bytes, _context: grpc.ServicerContext) -> Iterator[bytes]:
@@ -140,7 +141,8 @@ def through_the_processor_in_batches(stub: pb_grpc.ProcessorServiceStub) -> int:
 
 
 def through_a_bare_stream(channel: grpc.Channel, method: str) -> int:
-    size = sum(map(len, channel.unary_stream(method)(b"", timeout=60)))
+    ask: Any = channel.unary_stream(method)
+    size = sum(map(len, ask(b"", timeout=60)))
     sequences = ROWS - LOOKBACK - HORIZON + 1
     rows = ROWS if method == "/bare/rows" else sequences * (LOOKBACK + HORIZON)
     assert size == rows * len(COLUMNS) * 4
@@ -246,7 +248,7 @@ def measure() -> tuple[dict[str, float], list[dict[str, float]]]:
             grpc.insecure_channel(f"127.0.0.1:{processor_port}") as processor,
             grpc.insecure_channel(f"127.0.0.1:{bare_port}") as bare,
         ):
-            stub = pb_grpc.ProcessorServiceStub(processor)
+            stub = pb_grpc.ProcessorServiceStub(processor)  # type: ignore[no-untyped-call]
             stub.ListNodes(pb.ListNodesRequest(), timeout=20, wait_for_ready=True)
 
             def add_a_row(node: str = "a") -> None:

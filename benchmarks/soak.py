@@ -35,7 +35,7 @@ from typing import Any
 import grpc
 import numpy as np
 from bridge import INTERVAL_NS, MESSAGE_BYTES_MAX, SCRAPES, batch, points_of, wait_until_serving
-from google.rpc.error_details_pb2 import RetryInfo
+from google.rpc.error_details_pb2 import RetryInfo  # type: ignore[import-untyped]
 from grpc_status import rpc_status
 from icos_fl.processor.v1 import processor_service_pb2 as pb
 from icos_fl.processor.v1 import processor_service_pb2_grpc as pb_grpc

@@ -38,7 +38,7 @@ def run(*command: str, **env: str) -> subprocess.CompletedProcess[str]:
     [
         ("ruff", "check"),
         ("ruff", "format", "--check"),
-        ("mypy", *(str(source.relative_to(ROOT)) for source in SOURCES)),
+        ("mypy", *(str(source.relative_to(ROOT)) for source in SOURCES), "benchmarks"),
         ("lint-imports",),
         ("hadolint", *map(str, DOCKERFILES)),
         ("shellcheck", "--severity", "warning", *map(str, SCRIPTS)),

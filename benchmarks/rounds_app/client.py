@@ -21,9 +21,9 @@ STEPS, LOOKBACK, HORIZON, COLUMNS, EPOCHS, HIDDEN = 260, 30, 5, 4, 3, 16
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """Three epochs of 226 sequences of 30 steps of four columns."""
-    weights = message.content["arrays"]["weights"].numpy()
+    weights = message.content.array_records["arrays"]["weights"].numpy()
     began = time.perf_counter()
-    number = int(message.content["config"]["server-round"])
+    number = int(str(message.content.config_records["config"]["server-round"]))
     if context.node_config["number"] == 0 and number % 2 == 0:
         _fail(str(context.run_config["fault"]))
     seconds = time.perf_counter() - began
@@ -41,7 +41,7 @@ def train(message: Message, context: Context) -> Message:
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
     """The mean of the weights, or the model's loss with them."""
-    weights = message.content["arrays"]["weights"].numpy()
+    weights = message.content.array_records["arrays"]["weights"].numpy()
     loss = float(weights.mean())
     if context.run_config["compute"] == "lstm":
         loss = _evaluate(weights, int(context.node_config["number"]))

@@ -24,7 +24,7 @@ def main(grid: Grid, context: Context) -> None:
 
     def longest(replies: list[RecordDict], _weighted_by: str) -> MetricRecord:
         seconds = [
-            float(record["seconds"])
+            float(str(record["seconds"]))
             for reply in replies
             for record in reply.metric_records.values()
         ]
