@@ -150,8 +150,8 @@ def test_summary_counts_where_the_federated_model_was_best_and_pools_coverage(re
     # (0.75 · 800 + 0.75 · 800 + 0.9 · 2400) / 4000 = 0.84
     assert report.summary(result) == (
         "The federated model was the best of the three in 1 of 3 pairs of node and metric; "
-        "its 80 % interval held 84 % of what then came. Nodes do not forecast by it alone: they combine "
-        "it with their own past, and icos-fl backtest tells what that is worth."
+        "its 80 % interval held 84 % of what then came. Nodes do not forecast by it alone: they "
+        "combine it with their own past, and icos-fl backtest tells what that is worth."
     )
 
 
