@@ -34,6 +34,17 @@ def test_a_file_without_columns_has_the_packaged_columns(config):
     assert loaded.columns == default_config().columns
 
 
+def test_more_columns_are_beside_the_packaged_ones(config):
+    loaded = config("more_" + COLUMN)
+    assert list(loaded.all_columns) == [*default_config().columns, "a"]
+    assert loaded.metrics == default_config().metrics | {"m"}
+
+
+def test_more_columns_are_beside_the_files_own(config):
+    loaded = config(COLUMN + "more_" + COLUMN.replace("a:", "b:"))
+    assert list(loaded.all_columns) == ["a", "b"]
+
+
 def test_case_14_1e6_is_a_million(config):
     assert config("window_rows: 1e6\n" + COLUMN).window_rows == 1_000_000
 
@@ -95,6 +106,7 @@ def test_case_14_a_file_that_asks_for_yaml_1_1_is_refused(config):
             "columns:\n  1: {sources: []}\n",
             "line 2: columns.1.[key]: Input should be a valid string",
         ),
+        (COLUMN + "more_" + COLUMN, "more_columns has a, which is a column already"),
         (COLUMN.replace("unit: W", "unit: 1"), "line 2: columns.a.unit: Input should be a valid"),
         (COLUMN.replace("}]}", "}], divide_by: 0}"), "divide_by is 0"),
         (COLUMN.replace("}]}", "}], divide_by: .nan}"), "divide_by: Input should be a finite"),

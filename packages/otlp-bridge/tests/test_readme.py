@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+from icos_fl_otlp_bridge.config import default_config
 from icos_fl_otlp_bridge.reasons import Reason
 from icos_fl_otlp_bridge.settings import BridgeSettings
 
@@ -12,7 +13,10 @@ README = (Path(__file__).parents[1] / "README.md").read_text()
 def test_every_configuration_of_the_readme_is_taken(config):
     examples = re.findall(r"```yaml\n(.*?)```", README, flags=re.DOTALL)
     loaded = [config(example) for example in examples if "columns:" in example]
-    assert [list(each.columns) for each in loaded] == [["fan_speed"], ["disk_busy", "latency_p95"]]
+    assert [list(each.all_columns) for each in loaded] == [
+        [*default_config().columns, "fan_speed"],
+        ["disk_busy", "latency_p95"],
+    ]
 
 
 def test_every_setting_is_in_the_readme_with_its_default():

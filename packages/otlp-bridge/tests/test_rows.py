@@ -46,6 +46,12 @@ def columns(**sources: str) -> str:
     return "columns:\n" + "\n".join(lines) + "\n"
 
 
+def test_more_columns_stand_in_one_row_with_the_packaged_ones(convert, export):
+    batch = export().gauge(POWER, (0, 20_000_000)).gauge("hw.fan.speed", (0, 900.0))
+    rows, _ = convert(batch, "more_" + columns(fan="{terms: [{metric: hw.fan.speed}]}"))
+    assert rows == {0: {"power_consumption": 20.0, "fan": 900.0}}
+
+
 # Checklist, Data: test flags & 1. Such a point is a gap, never 0.
 def test_case_1_a_point_without_recorded_value_is_a_gap(bridge, export):
     flagged = {"flags": 1}

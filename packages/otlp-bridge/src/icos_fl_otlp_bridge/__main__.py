@@ -49,7 +49,10 @@ def main() -> None:
         sys.exit(f"icos-fl-otlp-bridge: {error}")
     server.start()
     log.info(
-        "bridge serves", port=server.port, http_port=server.http_port, columns=list(config.columns)
+        "bridge serves",
+        port=server.port,
+        http_port=server.http_port,
+        columns=list(config.all_columns),
     )
     while signals.wait() == signal.SIGHUP:
         _take_over(settings, server)
@@ -72,7 +75,7 @@ def _take_over(settings: BridgeSettings, server: Server) -> None:
         return
     server.take_over(config, security)
     metrics.CONFIG_TAKEN_OVER.labels("taken_over").inc()
-    log.info("new configuration taken over", columns=list(config.columns))
+    log.info("new configuration taken over", columns=list(config.all_columns))
 
 
 if __name__ == "__main__":

@@ -153,11 +153,26 @@ class BridgeConfig(_Model):
         default_factory=lambda: default_config().columns, min_length=1, max_length=COLUMNS_MAX
     )
     """By name; the packaged ones where a file names none."""
+    more_columns: dict[Text, Column] = Field(default_factory=dict)
+    """Beside ``columns``: so the packaged ones need not be repeated to have others too."""
+
+    @model_validator(mode="after")
+    def _each_once(self) -> Self:
+        if twice := sorted(self.columns.keys() & self.more_columns.keys()):
+            raise ValueError(f"more_columns has {twice[0]}, which is a column already")
+        if len(self.all_columns) > COLUMNS_MAX:
+            raise ValueError(f"{len(self.all_columns)} columns; {COLUMNS_MAX} are the limit")
+        return self
+
+    @property
+    def all_columns(self) -> dict[str, Column]:
+        """By name."""
+        return {**self.columns, **self.more_columns}
 
     @property
     def metrics(self) -> frozenset[str]:
         """Names of the metrics that some column is made of."""
-        sources = (source for column in self.columns.values() for source in column.sources)
+        sources = (source for column in self.all_columns.values() for source in column.sources)
         return frozenset(term.metric for source in sources for term in source.terms)
 
     @property

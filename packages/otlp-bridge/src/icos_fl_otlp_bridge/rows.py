@@ -80,15 +80,15 @@ class Converter:
         self._config = config
         self._interval_ns = config.interval_ns
         self._rates = rates or Rates()
-        self.columns = tuple(config.columns)
-        self.units = {name: column.unit for name, column in config.columns.items()}
+        self.columns = tuple(config.all_columns)
+        self.units = {name: column.unit for name, column in config.all_columns.items()}
         numbers: dict[Term, int] = {}
         self._columns = [
             [
                 _Source(source, tuple(_number(term, numbers) for term in source.terms))
                 for source in of
             ]
-            for of in (column.sources for column in config.columns.values())
+            for of in (column.sources for column in config.all_columns.values())
         ]
         self._by_number = list(numbers)
         self._terms: dict[str, _Terms] = {}
