@@ -1,6 +1,7 @@
 """Forecasts and backtests are JSON as docs/architecture.md tells it, in the metric's unit."""
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterator
 
@@ -11,6 +12,7 @@ from icos_fl_client.judge import Judge
 from icos_fl_client.node import build_model, weights_of
 from icos_fl_client.processor_client import ProcessorClient
 from icos_fl_client.settings import RunConfig, parse
+from icos_fl_client.units import limits_of
 from icos_fl_timeseries_store import MemoryStore, ModelVersion
 
 INTERVALS = ["lower_80", "upper_80", "lower_95", "upper_95"]
@@ -125,6 +127,20 @@ def test_no_share_leaves_what_a_share_can_be(
 
     assert item["yhat"] == [expected, expected]
     assert all(0 <= value <= 100 for name in INTERVALS for value in item[name])
+
+
+@pytest.mark.parametrize(
+    ("unit", "limits"),
+    [
+        ("W", (0.0, math.inf)),
+        ("%", (0.0, 100.0)),
+        ("kBy/s", (0.0, math.inf)),
+        ("{requests}", (0.0, math.inf)),
+        ("Cel", (-math.inf, math.inf)),
+    ],
+)
+def test_a_unit_says_what_a_value_can_be(unit, limits):
+    assert limits_of(unit) == limits
 
 
 def test_a_column_of_unknown_unit_has_no_limits(judge, keep, windows, own_model):
