@@ -166,7 +166,7 @@ def test_bytes_that_are_no_text_are_named_by_their_line(tmp_path):
         ("cpu_percent", "cpu_usage", "%"),
         ("memory_used_mib", "memory_usage", "MiB"),
         ("memory_available_mib", "memory_available_mib", "MiB"),
-        ("net_receive_kbps", "net_receive_kbps", "kB/s"),
+        ("net_receive_kbps", "net_receive_kbps", "kBy/s"),
         ("queue", "queue", ""),
     ],
 )
@@ -228,7 +228,7 @@ def test_the_bridge_is_told_each_column_its_unit_and_where_it_comes_from(tmp_pat
                 ],
             },
             "net_receive_kbps": {
-                "unit": "kB/s",
+                "unit": "kBy/s",
                 "sources": [{"terms": [{"metric": "net_receive_kbps"}]}],
             },
         },

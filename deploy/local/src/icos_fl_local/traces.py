@@ -36,7 +36,7 @@ _UNITS = {
     "w": "W",
     "percent": "%",
     "mib": "MiB",
-    "kbps": "kB/s",
+    "kbps": "kBy/s",
     "v": "V",
     "a": "A",
     "ratio": "1",
