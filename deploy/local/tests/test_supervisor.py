@@ -102,6 +102,17 @@ def test_a_task_gives_what_it_printed(supervisor: Supervisor) -> None:
     assert supervisor.call("task", python("print('{}')")) == "{}\n"
 
 
+def test_tasks_of_one_name_do_not_print_into_each_other(
+    supervisor: Supervisor, tmp_path: Path
+) -> None:
+    """``up`` and ``train`` judge models at the same time."""
+    other = Supervisor(tmp_path, os.environ)
+    with supervisor.meanwhile("task", python("print('first')")) as task:
+        assert other.call("task", python("print('second')")) == "second\n"
+        assert task.wait() == "first\n"
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["task.log"]
+
+
 def test_a_failed_task_shows_its_last_lines(supervisor: Supervisor) -> None:
     with pytest.raises(TaskFailed, match=r"(?s)task failed \(exit status 1\).*too few rows"):
         supervisor.call("task", python("raise SystemExit('too few rows')"))

@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -188,18 +189,20 @@ class Supervisor:
     ) -> Iterator["Task"]:
         """Run *command*, at most while the block lasts; its errors go to the log of *name*."""
         log = self.log_path(name)
-        out_path = log.with_suffix(".out")
-        with out_path.open("wb") as out, log.open("ab") as errors:
-            process = self._popen(command, env or {}, out, errors)
-        self._tasks.append(process)
-        try:
-            yield Task(name, process, out_path, log, self.check)
-        finally:
-            if _status(process) is None:
-                process.terminate()
-                _wait(process)
-            self._tasks.remove(process)
-            out_path.unlink()
+        # Its own, as `up` may have a task of this name under way beside `train`.
+        with (
+            tempfile.NamedTemporaryFile(dir=log.parent, prefix=f"{name}.", suffix=".out") as out,
+            log.open("ab") as errors,
+        ):
+            process = self._popen(command, env or {}, out.file, errors)
+            self._tasks.append(process)
+            try:
+                yield Task(name, process, Path(out.name), log, self.check)
+            finally:
+                if _status(process) is None:
+                    process.terminate()
+                    _wait(process)
+                self._tasks.remove(process)
 
     def during(self, work: Callable[[], T]) -> T:
         """Call *work* in a thread, and watch the components meanwhile; return what it returns."""
