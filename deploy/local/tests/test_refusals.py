@@ -68,6 +68,26 @@ def test_up_refuses(folder: Path, arguments: list[str], line: str) -> None:
     assert line in lines[0]
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (None, "cannot be read: No such file or directory"),
+        ("a: [", "not YAML: "),
+        ("- a", "a mapping is needed, such as more_columns: …"),
+        ("window_rows: 9", "window_rows is what --source replay sets itself"),
+    ],
+)
+def test_up_refuses_a_configuration_of_the_bridge(
+    folder: Path, text: str | None, said: str
+) -> None:
+    if text is not None:
+        (folder / "own.yaml").write_text(text)
+    options = ("--traces", "traces", "--bridge-config", "own.yaml")
+    status, lines = icos_fl("up", *options, cwd=folder)
+    assert (status, len(lines)) == (2, 1)
+    assert lines[0].startswith(f"icos-fl: --bridge-config own.yaml: {said}")
+
+
 def test_up_refuses_a_taken_port_in_the_words_of_doctor(folder: Path, taken_port: int) -> None:
     port = f"bridge={taken_port}"
     status, lines = icos_fl("up", "--traces", "traces", "--port", port, cwd=folder)

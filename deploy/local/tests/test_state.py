@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 import time
@@ -81,3 +82,21 @@ def test_the_last_run_is_one_of_this_deployment(tmp_path: Path) -> None:
     (run / "history.json").write_text("{}")
     assert state.last_run(since_unix_s=0.0) == run
     assert state.last_run(since_unix_s=time.time() + 60) is None
+
+
+def test_a_run_goes_on_from_the_newest_checkpoints_that_have_a_metric_of_it(tmp_path: Path) -> None:
+    state = StateFolder(tmp_path)
+    for run, metric in (("0001", "cpu_usage"), ("0002", "orders"), ("0003", None)):
+        folder = state.runs / run / "checkpoints"
+        (folder / metric if metric else folder).mkdir(parents=True)
+        os.utime(folder, (int(run), int(run)))
+    found = {
+        metric: state.last_checkpoints(1.0, [metric, "memory_usage"])
+        for metric in ("cpu_usage", "orders", "power_consumption")
+    }
+    assert found == {
+        "cpu_usage": state.runs / "0001/checkpoints",
+        "orders": state.runs / "0002/checkpoints",
+        "power_consumption": None,
+    }
+    assert state.last_checkpoints(1.5, ["cpu_usage"]) is None

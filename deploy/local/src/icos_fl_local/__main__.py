@@ -102,6 +102,7 @@ def _up(arguments: argparse.Namespace) -> int:
         metrics=tuple(arguments.metric),
         overrides=tuple(arguments.config),
         ports=tuple(arguments.port),
+        bridge_config=arguments.bridge_config,
         json=arguments.json,
         keep=arguments.keep,
         runtime=arguments.runtime,
@@ -390,6 +391,10 @@ def _parser() -> argparse.ArgumentParser:
         "--nodes", type=int, metavar="N", help="nodes (default: 4; 1 unless traces are replayed)"
     )
     add_metric(up)
+    up.add_argument(
+        "--bridge-config", type=Path, metavar="FILE",
+        help="more of the bridge's configuration (YAML), such as more_columns",
+    )  # fmt: skip
     up.add_argument("--keep", action="store_true", help="leave everything running at the end")
     up.add_argument(
         "--runtime", choices=["warm", "stock"], default="warm",

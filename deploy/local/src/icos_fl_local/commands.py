@@ -83,7 +83,7 @@ def train(
     merged["metric"] = ",".join(metrics)
     if "resume" not in asked:
         merged.pop("resume", None)
-        if checkpoints := state.last_checkpoints(description["started_unix_s"]):
+        if checkpoints := state.last_checkpoints(description["started_unix_s"], metrics):
             merged["resume"] = str(checkpoints)
     last = state.last_run(description["started_unix_s"])
     history = run.read_history(last / "history.json") if last else None

@@ -4,7 +4,7 @@ import contextlib
 import fcntl
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -123,9 +123,13 @@ class StateFolder:
             return None
         return newest.parent
 
-    def last_checkpoints(self, since_unix_s: float) -> Path | None:
-        """The newest since then: a run that ended before its first round has none."""
-        written = {path: path.stat().st_mtime for path in self.runs.glob("*/checkpoints")}
+    def last_checkpoints(self, since_unix_s: float, metrics: Sequence[str]) -> Path | None:
+        """The newest since then that has some of *metrics*: from others nothing can go on."""
+        written = {
+            path: path.stat().st_mtime
+            for path in self.runs.glob("*/checkpoints")
+            if any((path / metric).is_dir() for metric in metrics)
+        }
         newest = max(written, key=lambda path: written[path], default=None)
         return newest if newest is not None and written[newest] >= since_unix_s else None
 

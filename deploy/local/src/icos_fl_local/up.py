@@ -9,13 +9,14 @@ import socket
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from icos_fl_local import (
     doctor,
@@ -70,6 +71,7 @@ class Options:
     metrics: tuple[str, ...] = ()
     overrides: tuple[str, ...] = ()
     ports: tuple[str, ...] = ()
+    bridge_config: Path | None = None
     json: bool = False
     keep: bool = False
     runtime: str = "warm"
@@ -145,6 +147,27 @@ def open_source(options: Options, overrides: Mapping[str, Value]) -> Source:
     )
 
 
+def with_bridge_config(source: Source, path: Path | None) -> Source:
+    """The source, with what the file says of the bridge beside what it needs itself.
+
+    What is wrong with a column the bridge says when it starts. Raises UsageError.
+    """
+    if path is None:
+        return source
+    option = f"--bridge-config {path}"
+    try:
+        own = YAML().load(path)
+    except OSError as error:
+        raise UsageError(f"{option}: cannot be read: {error.strerror}") from None
+    except (YAMLError, ValueError) as error:
+        raise UsageError(f"{option}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(own, dict):
+        raise UsageError(f"{option}: a mapping is needed, such as more_columns: …")
+    if twice := sorted(own.keys() & source.bridge.keys()):
+        raise UsageError(f"{option}: {twice[0]} is what --source {source.name} sets itself")
+    return replace(source, bridge={**own, **source.bridge})
+
+
 def _live_source(options: Options, overrides: Mapping[str, Value]) -> Source:
     """This machine, measured by this process or by a Collector beside it."""
     if options.traces:
@@ -181,7 +204,7 @@ def up(options: Options) -> int:
     bad = [check for check in doctor.examine(options.state_folder, given_ports) if not check.ok]
     if bad:
         raise LocalError("\n".join(check.line() for check in bad))
-    source = open_source(options, overrides)
+    source = with_bridge_config(open_source(options, overrides), options.bridge_config)
     metrics = asked_metrics(options, overrides)
     if source.columns:
         metrics = run_config.choose_metrics(metrics, source.columns)
@@ -327,7 +350,7 @@ class _Session:
     def _config(self) -> dict[str, Value]:
         """Of the next run, which goes on from the model of the run before."""
         overrides = dict(self.overrides)
-        if last := self.deployment.state.last_checkpoints(self._started):
+        if last := self.deployment.state.last_checkpoints(self._started, self.metrics):
             overrides["resume"] = str(last)
         return new_config(self.deployment, overrides, self.metrics, self.source.sampling_seconds)
 
