@@ -6,7 +6,7 @@ import grpc
 from icos_fl.processor.v1 import processor_service_pb2 as pb
 from icos_fl.processor.v1 import processor_service_pb2_grpc as pb_grpc
 from icos_fl_service.grpc_server import GRACE_SECONDS, GrpcServer, ListenError
-from icos_fl_service.security import Security, TokenCheck, grpc_credentials
+from icos_fl_service.security import Security
 from icos_fl_timeseries_store import Store, StoreError, StoreUnavailable
 from icos_fl_timeseries_store.conditions import Expectations
 
@@ -23,7 +23,7 @@ SERVICE: str = pb.DESCRIPTOR.services_by_name["ProcessorService"].full_name
 __all__ = ["SERVICE", "ListenError", "Server"]
 
 
-class Server:
+class Server(GrpcServer):
     """Serves the windows of the store that *connect* gives, as soon as it gives it.
 
     While the store does not answer, calls end with UNAVAILABLE and health says NOT_SERVING. The
@@ -49,9 +49,8 @@ class Server:
         self._expectations = expectations
         self._store: Store | None = None
         self._processor: Processor | None = None
-        self._security = security
         self._judging = Judging(expectations, recorded=recorded) if judging else None
-        self._server = GrpcServer(
+        super().__init__(
             SERVICE,
             listen_address,
             self._add,
@@ -60,25 +59,12 @@ class Server:
             threads=CALLS_MAX + watchers_max,
             receive_bytes_max=max_message_bytes,
             send_bytes_max=max_message_bytes,
-            credentials=grpc_credentials(lambda: self._security),
-            interceptors=[TokenCheck(SERVICE, lambda: self._security)],
+            security=security,
         )
-        self.port = self._server.port
-
-    def start(self) -> None:
-        """Serve from now on; ``port`` is the port."""
-        self._server.start()
-
-    def take_over(self, security: Security) -> None:
-        """Go by it from the next connection and call on; those that are there go on.
-
-        Whether there is TLS, and whether clients need a certificate, cannot change.
-        """
-        self._security = security
 
     def stop(self, grace_seconds: float = GRACE_SECONDS) -> None:
         """Take no more calls, end watchers, wait for the other calls, and close the store."""
-        self._server.stop(grace_seconds)
+        super().stop(grace_seconds)
         if self._judging:
             self._judging.stop()
         if self._store is not None:
@@ -86,13 +72,13 @@ class Server:
 
     def _add(self, server: grpc.Server) -> None:
         servicer = ProcessorServicer(
-            self._serving_processor, self._watchers_max, lambda: self._server.stopping.is_set()
+            self._serving_processor, self._watchers_max, self.stopping.is_set
         )
         pb_grpc.add_ProcessorServiceServicer_to_server(servicer, server)  # type: ignore[no-untyped-call]
 
     def _serving_processor(self) -> Processor:
         if self._processor is None:
-            raise StoreUnavailable(self._server.why_not)
+            raise StoreUnavailable(self.why_not)
         return self._processor
 
     def _ask_store(self) -> None:

@@ -10,6 +10,7 @@ from grpc_reflection.v1alpha import reflection
 
 from icos_fl_service.calls import CallMetrics
 from icos_fl_service.probe import PROBE_SECONDS, Probe
+from icos_fl_service.security import Security, TokenCheck, grpc_credentials
 
 GRACE_SECONDS = 5.0
 """How long calls in progress may go on when the server stops."""
@@ -26,7 +27,8 @@ class GrpcServer:
     ``why_not`` is the last error of *ask*, of which *expected* are no surprise. What answers is
     asked again after *probe_seconds*. *threads* calls are worked on at once, *waiting_max* more
     wait, None for any number; gRPC refuses what is above with RESOURCE_EXHAUSTED. *options* are
-    gRPC's. Without *credentials* there is no TLS; *interceptors* come first. Raises ListenError.
+    gRPC's. *security* is what is asked of who calls; *credentials* go before its TLS. Raises
+    ListenError.
     """
 
     def __init__(
@@ -43,20 +45,25 @@ class GrpcServer:
         receive_bytes_max: int,
         send_bytes_max: int = -1,
         options: Sequence[tuple[str, int]] = (),
+        security: Security = Security(),  # noqa: B008 - frozen
         credentials: grpc.ServerCredentials | None = None,
-        interceptors: Sequence[grpc.ServerInterceptor] = (),
+        interceptors: Sequence[grpc.ServerInterceptor] = (),  # older siblings give their own
     ) -> None:
         self._service = service
+        self.security = security
+        """What is asked of who connects now."""
         self.stopping = threading.Event()
         """Set as soon as the server is told to stop: calls that wait end by it."""
         # Its watchers take no thread of the pool.
         self._health = health.HealthServicer(experimental_non_blocking=True)
         self._set_serving(False)
         self._probe = Probe(ask, self._set_serving, expected, seconds=probe_seconds)
+        credentials = credentials or grpc_credentials(lambda: self.security)
+        token_check = TokenCheck(service, lambda: self.security)
         self._server = grpc.server(
             ThreadPoolExecutor(threads, thread_name_prefix="call"),
             maximum_concurrent_rpcs=None if waiting_max is None else threads + waiting_max,
-            interceptors=[*interceptors, CallMetrics(service)],
+            interceptors=[*interceptors, token_check, CallMetrics(service)],
             options=[
                 ("grpc.max_receive_message_length", receive_bytes_max),
                 ("grpc.max_send_message_length", send_bytes_max),
@@ -89,6 +96,13 @@ class GrpcServer:
         """Serve from now on; ``port`` is the port."""
         self._server.start()
         self._probe.start()
+
+    def take_over(self, security: Security) -> None:
+        """Go by it from the next connection and call on; those that are there go on.
+
+        Whether there is TLS, and whether clients need a certificate, cannot change.
+        """
+        self.security = security
 
     def stop(self, grace_seconds: float = GRACE_SECONDS) -> None:
         """Take no more calls, and wait for those in progress."""

@@ -8,7 +8,7 @@ import grpc
 from icos_fl.forecast.v1 import forecast_service_pb2 as pb
 from icos_fl.forecast.v1 import forecast_service_pb2_grpc as pb_grpc
 from icos_fl_service.grpc_server import GRACE_SECONDS, GrpcServer
-from icos_fl_service.security import Security, TokenCheck, grpc_credentials
+from icos_fl_service.security import Security
 from icos_fl_timeseries_store import Store, StoreError
 
 from icos_fl_client.serving import convert
@@ -27,7 +27,7 @@ PROBE_SECONDS = 10.0
 SERVICE: str = pb.DESCRIPTOR.services_by_name["ForecastService"].full_name
 
 
-class Server:
+class Server(GrpcServer):
     """Serves what *follower* posts on *board*, of the store that *connect* gives.
 
     While the store does not answer health says NOT_SERVING; what was forecast is served all the
@@ -49,8 +49,7 @@ class Server:
         self._board = board
         self._watchers_max = watchers_max
         self._store: Store | None = None
-        self._security = security
-        self._server = GrpcServer(
+        super().__init__(
             SERVICE,
             listen_address,
             self._add,
@@ -59,35 +58,18 @@ class Server:
             probe_seconds=PROBE_SECONDS,
             threads=CALLS_MAX + watchers_max,
             receive_bytes_max=RECEIVE_BYTES_MAX,
-            credentials=grpc_credentials(lambda: self._security),
-            interceptors=[TokenCheck(SERVICE, lambda: self._security)],
+            security=security,
         )
-        self.port = self._server.port
-
-    def start(self) -> None:
-        """Serve from now on; ``port`` is the port."""
-        self._server.start()
-
-    @property
-    def security(self) -> Security:
-        """What it asks of who connects now."""
-        return self._security
-
-    def take_over(self, security: Security) -> None:
-        """Go by it from the next connection and call on; those that are there go on."""
-        self._security = security
 
     def stop(self, grace_seconds: float = GRACE_SECONDS) -> None:
         """Take no more calls, keep what was learned, and close the store."""
-        self._server.stop(grace_seconds)
+        super().stop(grace_seconds)
         self._follower.stop()
         if self._store is not None:
             self._store.close()
 
     def _add(self, server: grpc.Server) -> None:
-        servicer = _Servicer(
-            self._board, self._follower, self._watchers_max, lambda: self._server.stopping.is_set()
-        )
+        servicer = _Servicer(self._board, self._follower, self._watchers_max, self.stopping.is_set)
         pb_grpc.add_ForecastServiceServicer_to_server(servicer, server)  # type: ignore[no-untyped-call]
 
     def _ask_store(self) -> None:
