@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from icos_fl_client.serving.settings import ForecasterSettings
 from icos_fl_local import certs
+from icos_fl_server.page.settings import PageSettings
 from icos_fl_service.security import is_loopback
 from icos_fl_service.settings import load as load_settings
 
@@ -215,6 +216,30 @@ def test_who_follows_the_readme_needs_tls_and_a_token_for_the_page(tmp_path, mon
     assert settings.tokens
     assert forecaster["networks"].keys() == {"data", "page"}
     assert not together["networks"]["page"]
+
+
+def test_a_page_of_runs_is_in_its_own_container_alone_and_only_reads_them(monkeypatch):
+    page = SERVICES["controller/page"]
+    for variable, value in page["environment"].items():
+        monkeypatch.setenv(variable, value)
+    settings = load_settings(PageSettings)
+    assert all(is_loopback(address) for address in settings.addresses())
+    assert f"superlink-superexec:{settings.runs}:ro" in page["volumes"]
+    assert SERVICES["single-node/page"]["environment"] == page["environment"]
+
+
+def test_who_follows_the_readme_needs_tls_and_a_token_for_the_page_of_runs(tmp_path, monkeypatch):
+    readme = (COMPOSE / "README.md").read_text()
+    [override] = re.findall(r"^```yaml\n(services:\n  page:\n.*?)^```$", readme, re.M | re.S)
+    (tmp_path / "compose.override.yaml").write_text(override)
+    page = run.resolved(run.compose_files("controller", tmp_path, {}))["services"]["page"]
+    for variable, value in page["environment"].items():
+        monkeypatch.setenv(variable, value)
+    settings = load_settings(PageSettings)
+    assert (settings.listen_address, settings.runs) == ("0.0.0.0:8091", Path("/var/lib/icos-fl"))
+    assert settings.tls.certificate
+    assert settings.tokens
+    assert page["networks"].keys() == {"control", "page"}
 
 
 @pytest.mark.parametrize("source", SOURCES)

@@ -22,6 +22,7 @@ from icos_fl_client.settings import NodeConfig
 from icos_fl_otlp_bridge.settings import BridgeSettings
 from icos_fl_processor.settings import ProcessorSettings
 from icos_fl_server.enrolment.settings import EnrolmentSettings
+from icos_fl_server.page.settings import PageSettings
 from icos_fl_service.settings import load
 from icos_fl_timeseries_store.services import ServiceSettings
 from icos_fl_warm_runtime.metrics import RuntimeSettings
@@ -323,12 +324,15 @@ def test_the_store_is_on_loopback_alone(example):
         assert not STORE_PORTS & numbers, one["metadata"]["name"]
 
 
-def test_the_superlink_and_enrolment_are_on_loopback_alone():
+def test_the_superlink_enrolment_and_page_are_on_loopback_alone():
     """Strangers reach the gateway, which is in the same pod."""
     found = dict(containers("controller", *EVERYTHING))
     assert "--host=127.0.0.1" in found["controller/superlink"]["args"]
     listens = environment(found["controller/enrolment"])["ICOS_FL_ENROLMENT_LISTEN_ADDRESS"]
     assert listens == "127.0.0.1:8090"
+    page = found["controller/page"]
+    assert environment(page)["ICOS_FL_PAGE_LISTEN_ADDRESS"] == "127.0.0.1:8091"
+    assert [port["name"] for port in page["ports"]] == ["metrics-page"]
     [service] = kind("Service", "controller")
     assert [port["port"] for port in service["spec"]["ports"]] == [8443]
 
@@ -544,6 +548,7 @@ def gateway_variables() -> set[str]:
 KNOWN = {
     "enrolment": EnrolmentSettings,
     "forecaster": ForecasterSettings,
+    "page": PageSettings,
     "otlp-bridge": BridgeSettings,
     "processor": ProcessorSettings,
     "timeseries-store": ServiceSettings,

@@ -1,10 +1,9 @@
-"""The forecaster's page of a deployment, clicked through in chromium while its nodes learn.
+"""The pages of a deployment, clicked through in chromium while its nodes learn.
 
 uv run pytest -m slow tests/e2e/test_page.py
 """
 
 import json
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from icos_fl_service.testing import Browser, chromium
 
-webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
 
-from selenium.webdriver.chrome.service import Service as Driver  # noqa: E402
-from selenium.webdriver.common.by import By  # noqa: E402
-from selenium.webdriver.support.wait import WebDriverWait  # noqa: E402
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.wait import WebDriverWait
 
-UP_SECONDS = 250
+UP_SECONDS = 500
 PAGE_SECONDS = 120
 SMALL = ("-c", "time-step=20", "-c", "horizon=5", "-c", "local-epochs=1", "-c", "batch-size=256")
 
@@ -30,17 +29,8 @@ def command(*arguments: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def driver() -> Iterator[Any]:
-    programs = shutil.which("chromium"), shutil.which("chromedriver")
-    if None in programs:
-        pytest.skip("chromium is not installed: apt-get install chromium chromium-driver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = programs[0]
-    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    found = webdriver.Chrome(options=options, service=Driver(programs[1]))
-    yield found
-    found.quit()
+    with chromium() as found:
+        yield found
 
 
 @pytest.fixture(scope="module")
@@ -55,34 +45,67 @@ def kept(driver: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path
         subprocess.run(command("down"), cwd=folder, check=False, timeout=120)
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_it_shows_every_metric_while_the_nodes_learn(driver: Any, kept: Path):
+def browse(driver: Any, kept: Path, page: str) -> Browser:
     found = subprocess.run(command("status", "--json"), cwd=kept, capture_output=True, check=False)
-    waiting = WebDriverWait(driver, PAGE_SECONDS)
+    browser = Browser(driver, json.loads(found.stdout)[page])
+    browser.open()
+    return browser
 
-    def wait_for(selector: str, part: str) -> str:
-        """What *selector* finds says, as soon as *part* is in it."""
-        words = "return document.querySelector(arguments[0]).innerText"
-        return waiting.until(
-            lambda _: part in (said := driver.execute_script(words, selector)) and said,
-            f"{selector} has no {part!r}",
-        )
 
+def links(browser: Browser, count: int) -> list[Any]:
+    """Of the nodes, as soon as there are so many."""
+    there = (By.CSS_SELECTOR, "#nodes a")
+    waiting = WebDriverWait(browser.driver, PAGE_SECONDS)
+    waiting.until(lambda driver: len(driver.find_elements(*there)) == count)
+    return browser.driver.find_elements(*there)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_nodes_page_shows_every_metric_while_the_nodes_learn(driver: Any, kept: Path):
     with subprocess.Popen(command("train", "--rounds", "1000"), cwd=kept) as training:
         try:
-            driver.get(json.loads(found.stdout)["page"])
-            # Of all nodes: the forecaster has gone through their rows.
-            waiting.until(lambda _: len(driver.find_elements(By.CSS_SELECTOR, "#nodes a")) == 5)
-            links = driver.find_elements(By.CSS_SELECTOR, "#nodes a")
-            for link in links:
+            browser = browse(driver, kept, "page")
+            for link in links(browser, 5):  # the forecaster has gone through their rows
                 link.click()
                 node, metric = link.get_attribute("hash").removeprefix("#").split("/")
-                wait_for("#title", f"{metric.replace('_', ' ')} of {node}")
-                wait_for("#fared", "times the error of repeating the last value")
-                assert wait_for("#horizons", "1 hour").count("\n") == 3
-                wait_for("#model", "takes part; the node got it at ")
+                browser.until("#title", f"{metric.replace('_', ' ')} of {node}", PAGE_SECONDS)
+                browser.until("#fared", "times the error of repeating the last value", PAGE_SECONDS)
+                assert browser.until("#horizons", "1 hour", PAGE_SECONDS).count("\n") == 3
+                browser.until("#model", "takes part; the node got it at ", PAGE_SECONDS)
             assert training.poll() is None
         finally:
             subprocess.run(command("quiesce"), cwd=kept, check=False, timeout=120)
-    assert [e for e in driver.get_log("browser") if e["level"] == "SEVERE"] == []
+    assert browser.errors() == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_the_controllers_page_shows_rounds_and_every_node_as_they_come(driver: Any, kept: Path):
+    with subprocess.Popen(command("train", "--rounds", "1000"), cwd=kept) as training:
+        try:
+            browser = browse(driver, kept, "controller_page")
+            for number in (1, 2, 3):
+                browser.until("#run", f"It runs: round {number + 1} of 1000", PAGE_SECONDS)
+                browser.until("#loss svg + figcaption", "Solid: loss of the round's model")
+            everybody, *nodes = links(browser, 3)
+            for node in nodes:
+                node.click()
+                browser.until("#title", node.find_element(By.TAG_NAME, "span").text)
+                browser.until("#facts", "It is online since ", PAGE_SECONDS)
+                browser.until("#facts", "It took part in round ")
+                browser.until("#facts", "icos-fl-client ")
+                browser.until("#by-node", " ×")
+                for radio in driver.find_elements(By.CSS_SELECTOR, "#metrics input"):
+                    radio.click()
+                    browser.until("#learned", "Metric")
+            everybody.click()
+            browser.until("#title", "All nodes")
+            assert len(driver.find_elements(By.CSS_SELECTOR, "#by-node tbody tr")) == 5
+            assert training.poll() is None
+        finally:
+            subprocess.run(command("quiesce"), cwd=kept, check=False, timeout=120)
+    browser.until("#run", "It was asked to end", PAGE_SECONDS)
+    browser.find("#runs option:last-child").click()
+    browser.until("#run", "It is finished: 1 of 1 rounds", PAGE_SECONDS)
+    assert browser.errors() == []
