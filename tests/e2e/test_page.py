@@ -95,7 +95,7 @@ def test_the_controllers_page_shows_rounds_and_every_node_as_they_come(driver: A
                 browser.until("#facts", "It is online since ", PAGE_SECONDS)
                 browser.until("#facts", "It took part in round ")
                 browser.until("#facts", "icos-fl-client ")
-                browser.until("#by-node", " ×")
+                browser.until("#by-node", "power consumption")
                 for radio in driver.find_elements(By.CSS_SELECTOR, "#metrics input"):
                     radio.click()
                     browser.until("#learned", "Metric")

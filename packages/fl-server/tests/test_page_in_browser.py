@@ -134,7 +134,7 @@ def test_a_node_tells_its_part_its_versions_and_errors(browse, history):
     browser.find('#nodes a[href="#edge-1"]').click()
     browser.until("#facts", "It took part in round 1.")
     browser.until("#facts", "It runs icos-fl-client 0.3.0.")
-    browser.until("#by-node", "0.50 ×")
+    browser.until("#by-node", "0.50")
     browser.until("#loss", "loss")
     label = browser.find("#error svg").get_attribute("aria-label")
     assert label == "Error of cpu usage, edge-1: 2 in round 1, of repeating the last value 4."
@@ -177,7 +177,7 @@ def test_it_fits_and_can_be_read(browse, history, width, dark):
     history.round()
     history.round(state="silent", cause="no reply in 600 s")
     browser = browse(width=width, dark=dark)
-    browser.until("#by-node", "0.50 ×")
+    browser.until("#by-node", "0.50")
     assert browser.width() <= width
     contrasts = browser.contrasts()
     assert [found for found in contrasts if found[0] < CONTRAST_MIN] == []
@@ -187,7 +187,7 @@ def test_it_fits_and_can_be_read(browse, history, width, dark):
 def test_nobody_else_is_asked_and_nothing_is_refused(browse, history):
     history.round()
     browser = browse()
-    browser.until("#by-node", "0.50 ×")
+    browser.until("#by-node", "0.50")
     browser.find('#nodes a[href="#edge-1"]').click()
     browser.until("#title", "edge-1")
     assert {url for url in browser.requested() if not url.startswith("data:")} == {

@@ -19,7 +19,7 @@ let skewMs = 0; // how far the controller's clock is before this one's
 
 const titled = (name) => name.replaceAll("_", " ");
 const ago = (seconds) => long(Math.max(0, (Date.now() + skewMs) / 1000 - seconds));
-const times = (facts) => facts.mae === null || !facts.naive_mae ? "–" : `${(facts.mae / facts.naive_mae).toFixed(2)} ×`;
+const times = (facts) => facts.mae === null || !facts.naive_mae ? "–" : (facts.mae / facts.naive_mae).toFixed(2);
 const day = (seconds) => new Date(seconds * 1000).toLocaleString("en-GB", { dateStyle: "medium", timeStyle: "medium" });
 
 async function look(late) {
@@ -90,6 +90,7 @@ function showProblem() {
   say("problem", lines.join(" "));
 }
 function showRuns() {
+  $("older").hidden = answer.runs.length < 2;
   const there = JSON.stringify(answer.runs.map((run) => run.name));
   if ($("runs").dataset.there === there) return;
   $("runs").dataset.there = there;
@@ -188,11 +189,11 @@ function showMetrics(names) {
 function showErrors(nodes) {
   const rows = nodes.flatMap((node) => Object.entries(node.losses ?? {}).map(([name, facts]) => [
     node.name, titled(name), times(facts), number(facts.mae), number(facts.naive_mae), number(facts.eval_loss)]));
+  $("by-node").closest("section").hidden = !rows.length;
   const there = JSON.stringify(rows);
   if ($("by-node").dataset.there === there) return;
   $("by-node").dataset.there = there;
   table($("by-node"), ["node", "metric", "÷ last value", "error", "last value's", "loss"], rows);
-  if (!rows.length) $("by-node").replaceChildren(make("caption", {}, "None is known yet."));
 }
 
 const again = follow("The controller", look);
