@@ -22,7 +22,10 @@ import trustme
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from icos_fl_server.enrolment.invitations import Invitations
-from icos_fl_service.testing import free_port
+from icos_fl_server.enrolment.superlink import SuperLink
+from icos_fl_server.page.service import Members, Page
+from icos_fl_service.security import Security
+from icos_fl_service.testing import WebClient, free_port
 
 HOST = "127.0.0.1"
 GATEWAY = "fl.example.org:8443"
@@ -205,6 +208,22 @@ def test_a_node_that_was_invited_is_registered_by_its_name_and_key(controller):
     public.write_text(key)
     told = subprocess.run(["ssh-keygen", "-l", "-f", public], capture_output=True, text=True)
     assert node["key"] == told.stdout.split()[1]
+
+
+def test_a_node_is_on_the_controllers_page_before_its_first_run(controller, tmp_path):
+    status, answer = controller.enrol(controller.invite("newcomer"), new_key())
+    assert status == 200
+    superlink = SuperLink(f"localhost:{controller.superlink_port}", controller.folder / "ca.pem")
+    members = Members(superlink)
+    page = Page(f"{HOST}:0", tmp_path, members, Security())
+    client = WebClient(page.port)
+    with contextlib.closing(members), contextlib.closing(page):
+        deadline = time.monotonic() + 60
+        while (told := client.json("/api/run"))["superlink"]["problem"]:
+            assert time.monotonic() < deadline, told
+            time.sleep(0.05)
+    (node,) = (each for each in told["nodes"] if each["name"] == "newcomer")
+    assert (node["id"], node["online"]["state"]) == (answer["node_id"], "registered")
 
 
 def test_the_same_node_may_ask_again_and_is_told_the_same(controller):

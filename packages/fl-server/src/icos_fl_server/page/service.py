@@ -18,7 +18,6 @@ from icos_fl_service.settings import load_or_exit
 from icos_fl_service.signals import Signals
 from icos_fl_service.web import Refusal, WebPage
 
-from icos_fl_server.enrolment.refusals import Refused
 from icos_fl_server.enrolment.superlink import REMOVED, Node, SuperLink
 from icos_fl_server.errors import ServerError
 from icos_fl_server.history import Facts
@@ -61,10 +60,10 @@ class Members:
                 nodes = self._superlink.nodes()
                 self._nodes = tuple(node for node in nodes if node.state != REMOVED)
                 self.why_not = ""
-            except Refused as refused:
+            except Exception as error:  # of any kind: else it would not be asked again
                 if not self.why_not:
-                    log.warning("the SuperLink does not answer", reason=str(refused))
-                self.why_not = str(refused)
+                    log.warning("the SuperLink does not answer", reason=str(error))
+                self.why_not = str(error) or type(error).__name__
             self._closing.wait(ASK_SECONDS)
 
 
