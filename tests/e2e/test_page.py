@@ -20,7 +20,7 @@ from selenium.webdriver.support.wait import WebDriverWait
 
 UP_SECONDS = 500
 PAGE_SECONDS = 300
-SMALL = ("-c", "time-step=20", "-c", "horizon=5", "-c", "local-epochs=1", "-c", "batch-size=256")
+SMALL = ("time-step=20", "horizon=5", "local-epochs=1", "batch-size=256", "node-timeout=600")
 
 
 def command(*arguments: str) -> list[str]:
@@ -37,7 +37,8 @@ def driver() -> Iterator[Any]:
 def kept(driver: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The folder of a deployment of two nodes that have learned for one round."""
     folder = tmp_path_factory.mktemp("kept")
-    up = command("up", "--keep", "--nodes", "2", "--rounds", "1", *SMALL)
+    up = command("up", "--keep", "--nodes", "2", "--rounds", "1")
+    up += [part for setting in SMALL for part in ("-c", setting)]
     try:
         subprocess.run(up, cwd=folder, check=True, timeout=UP_SECONDS)
         yield folder
