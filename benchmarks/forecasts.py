@@ -10,7 +10,8 @@ up to the horizon, no target across a gap). That part of the traces that are not
 scored twice before the mixture's last settings were chosen. Those of the memory and the intervals
 were chosen without a look at it; a look then showed one node worse off than it may be, and the
 drift and the memory's largest growth were changed by what the other part told. The newest row of a
-step was added by what the first 40 % told. So figures of other machines are the better judge. Everything is told by node and metric.
+step was added by what the first 40 % told. So figures of other machines are the better judge.
+Everything is told by node and metric.
 
 error       mean absolute error as a ratio to that of repeating the last value, over the 60 % and
             over each slice of 30 % in it, a slice every 5 %; beside it that of the simple
