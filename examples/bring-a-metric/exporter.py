@@ -3,6 +3,7 @@
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Iterable
 
 import psutil
@@ -23,9 +24,14 @@ reader = PeriodicExportingMetricReader(
     OTLPMetricExporter(endpoint=sys.argv[1], insecure=True), export_interval_millis=3_000
 )
 # The node whose window it is: the name under which the other metrics of this machine come too.
-provider = MeterProvider([reader], Resource({"host.name": socket.gethostname()}))
+resource = Resource({"host.name": socket.gethostname()})
+# At its exit it would try for long to send what is left.
+provider = MeterProvider([reader], resource, shutdown_on_exit=False)
 provider.get_meter("bring-a-metric").create_observable_counter(
     "system.network.io", [received], unit="By"
 )
+stopping = threading.Event()
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, lambda *_: stopping.set())
 print("sending every 3 s", flush=True)
-signal.sigwait({signal.SIGINT, signal.SIGTERM})
+stopping.wait()

@@ -1,5 +1,6 @@
 """The exporter's counter becomes the column of the example's configuration, in a real bridge."""
 
+import signal
 import socket
 import subprocess
 import sys
@@ -22,8 +23,11 @@ def test_what_a_machine_receives_is_a_column_in_kilobytes_a_second():
     exporter = subprocess.Popen([sys.executable, str(EXAMPLE / "exporter.py"), address])
     try:
         rows = first_rates(store)
+        server.stop()
+        exporter.send_signal(signal.SIGINT)
+        assert exporter.wait(PATIENCE_SECONDS) == 0  # though nobody takes what it has left
     finally:
-        exporter.terminate()
+        exporter.kill()
         exporter.wait()
         server.stop()
     assert (rows.columns, rows.units) == (("network_receive",), ("kBy/s",))
