@@ -80,7 +80,7 @@ def test_mixture_finds_the_forecast_that_is_right():
 def test_what_is_half_forgotten_weighs_the_same_and_moves_quicker():
     weights = PolynomialWeights([0.5, 0.5], [1.0], 1)
     weights.learn(np.array([[[2.0], [1.0]]]))
-    weights.forget([0.5])
+    weights.forget(np.array([[0.5]]))
     assert weights.weights(ALL).tolist() == [[[1 / 3], [2 / 3]]]
 
     weights.learn(np.array([[[0.0], [0.5]]]))
@@ -95,6 +95,17 @@ def test_quick_mixers_begin_a_run_anew_and_slow_ones_go_on():
 
     # What repeats the last value has lost, so a mixer that knows it gives it no weight.
     assert mixture.mixers.weights(there_kh)[:, 0, 0].tolist() == [0.5, 0.0, 0.5, 0.0]
+
+
+def test_the_further_ahead_the_less_a_new_run_forgets():
+    steps_h = np.array([1, 20, 40, 200])
+    mixture, zeros_h = Mixture(2, steps_h), np.zeros(4)
+    said_kh = np.stack([zeros_h, zeros_h + 1])
+    mixture.learn(said_kh, np.zeros((4, 4)), zeros_h, zeros_h + 1)
+    before = mixture.mixers.regret_mkh[0, 1]
+    mixture.begin_run()
+
+    assert np.allclose([0.0, 0.0, 0.5, 0.9] * before, mixture.mixers.regret_mkh[0, 1], rtol=1e-12)
 
 
 def test_steps_of_a_group_share_the_judgement_of_the_mixers_and_no_others_do():

@@ -27,6 +27,9 @@ KEPT = (0.0, 1.0, 0.0, 1.0)
 """Of what a mixer has learned, when a new run begins."""
 TOP_DISCOUNT = 0.995
 TOP_KEPT = 0.1
+FORGOTTEN_STEPS = 20
+"""So many steps ahead are forgotten at a new run as KEPT says, and further ones the less: what is
+known of the next hour has taken hours to learn."""
 LAST_PRIOR = 1 / 2
 """Of the last value among the forecasts, before there is a regret."""
 TOP_LAST_PRIOR = 1 / 3
@@ -44,11 +47,11 @@ class PolynomialWeights:
         self.regret_mkh = np.zeros((len(discounts_m), len(prior_k), steps))
         self.square_mkh = np.zeros_like(self.regret_mkh)
 
-    def forget(self, kept_m: Sequence[float]) -> None:
+    def forget(self, kept_mh: Array) -> None:
         """Keep this share of what was learned: weights stay, and move quicker; 0 is the prior."""
-        kept_m11 = np.array(kept_m)[:, None, None]
-        self.regret_mkh = kept_m11 * self.regret_mkh
-        self.square_mkh = kept_m11 * self.square_mkh
+        kept_m1h = kept_mh[:, None]
+        self.regret_mkh = kept_m1h * self.regret_mkh
+        self.square_mkh = kept_m1h * self.square_mkh
 
     def learn(self, regret_mkh: Array) -> None:
         """Take how much less each alternative lost than what was said, NaN where it said nothing.
@@ -94,11 +97,12 @@ class Mixture:
         prior_k = [TOP_LAST_PRIOR, *[(1 - TOP_LAST_PRIOR) / mixers] * mixers]
         self.top = PolynomialWeights(prior_k, [TOP_DISCOUNT], steps)
         self._bold_m11 = np.array(BOLD)[:, None, None]
+        self._spared_h = np.maximum(0.0, 1 - FORGOTTEN_STEPS / steps_h)
 
     def begin_run(self) -> None:
         """The machine may be doing something else now: the quick mixers begin anew."""
-        self.mixers.forget(KEPT)
-        self.top.forget([TOP_KEPT])
+        self.mixers.forget(np.maximum(np.array(KEPT)[:, None], self._spared_h))
+        self.top.forget(np.maximum(TOP_KEPT, self._spared_h)[None])
 
     def mix(self, forecast_kh: Array) -> tuple[Array, Array]:
         """What each mixer says (m, h), and the mixture of them (h,).
