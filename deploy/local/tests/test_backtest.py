@@ -309,10 +309,8 @@ def test_forecast_is_what_the_forecaster_says(
 
     assert forecasts.tell(forecaster.address, ["walker"], as_json=False) == 0
     text = capsys.readouterr().out
-    line = rf"walker  cpu_usage: {outlook.last_value:.4g} % now, {said.yhat_h[0]:.4g} "
-    assert re.match(
-        rf"{line}\(80 %: [0-9.]+ to [0-9.]+\) in 60 s, [0-9.]+ \(.*\) in 300 s\n$", text
-    )
+    line = rf"walker  cpu_usage: now {outlook.last_value:.4g} %; in 1m {said.yhat_h[0]:.4g} "
+    assert re.match(rf"{line}\(80 %: [0-9.]+ to [0-9.]+\); in 5m [0-9.]+ \(.*\)\n$", text)
 
 
 def test_forecaster_with_tls_and_tokens_is_asked_by_files(folder: Path, tmp_path: Path) -> None:

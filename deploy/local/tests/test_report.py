@@ -151,7 +151,8 @@ def test_summary_counts_where_the_federated_model_was_best_and_pools_coverage(re
     assert report.summary(result) == (
         "The federated model was the best of the three in 1 of 3 pairs of node and metric; "
         "its 80 % interval held 84 % of what then came. Nodes do not forecast by it alone: they "
-        "combine it with their own past, and icos-fl backtest tells what that is worth."
+        "combine it with their own past, which icos-fl forecast tells of a node that runs. What "
+        "that is worth tells icos-fl backtest --traces."
     )
 
 

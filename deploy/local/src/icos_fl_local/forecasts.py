@@ -5,6 +5,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from icos_fl_client.serving.settings import duration_text
+
 from icos_fl_local.backtest.running import ForecasterClient
 
 LEVELS = {0.8: "80", 0.95: "95"}
@@ -68,9 +70,14 @@ def _line(found: dict[str, Any]) -> str:
     for yhat, lower, upper, time_s in zip(
         found["yhat"], found["lower_80"], found["upper_80"], found["time_unix_s"], strict=True
     ):
-        interval = f" (80 %: {lower:.4g} to {upper:.4g})" if lower is not None else ""
-        parts.append(f"{yhat:.4g}{interval} in {time_s - found['last_time_unix_s']:g} s")
+        interval = f" (80 %: {_short(lower)} to {_short(upper)})" if lower is not None else ""
+        ahead = duration_text(round(time_s - found["last_time_unix_s"], 3))
+        parts.append(f"in {ahead} {_short(yhat)}{interval}")
     unit = f" {found['unit']}" if found["unit"] else ""
-    return f"{found['node']}  {found['metric']}: {found['last_value']:.4g}{unit} now, " + ", ".join(
-        parts
-    )
+    now = f"{found['node']}  {found['metric']}: now {_short(found['last_value'])}{unit}"
+    return "; ".join([now, *parts])
+
+
+def _short(value: float) -> str:
+    """Four digits that mean something, and no exponent."""
+    return f"{float(f'{value:.4g}'):,.10g}"

@@ -32,8 +32,8 @@ FORECASTERS = {
 }
 _AHEAD_SECONDS = 300.0
 _COMBINED = (
-    "Nodes do not forecast by it alone: they combine it with their own past, and icos-fl backtest "
-    "tells what that is worth."
+    "Nodes do not forecast by it alone: they combine it with their own past, which icos-fl "
+    "forecast tells of a node that runs. What that is worth tells icos-fl backtest --traces."
 )
 
 
@@ -141,7 +141,7 @@ def text(result: Result, width: int = 120) -> str:
 
 def _table(result: Result, lines: box.Box) -> Table:
     shown = Table(
-        title="Mean absolute error on rows that no node trained on (* best of the three)",
+        title="The federated model alone, on rows that no node trained on (* least mean error)",
         title_justify="left",
         caption=Text("\n".join([summary(result), *unavailable(result)])),
         caption_justify="left",

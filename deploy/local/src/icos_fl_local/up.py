@@ -229,7 +229,7 @@ def up(options: Options) -> int:
             return session.run()
         except LocalError as error:
             if not isinstance(error, Quiesced):
-                session.note("failed", str(error).splitlines()[0])
+                session.note("failed", str(error).splitlines()[0].removesuffix("; its last lines:"))
             raise
         finally:
             if session.state != "failed":

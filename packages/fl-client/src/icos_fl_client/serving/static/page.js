@@ -124,7 +124,7 @@ function showExpected(found) {
   const text = found.horizons.map((each) => `${number(each.yhat)} in ${long(each.ahead_s)}`).join(", ");
   plot($("outlook"), {
     label: `${titled(found)} is ${number(found.value)} ${found.unit}; expected are ${text}.`,
-    caption: "Solid: what came. Dashed: what is expected, forecast at the dots. What comes is in the 80 % interval in 8 of 10 cases, in the lighter 95 % one in 19 of 20.",
+    caption: "Solid: what came. Dashed: what is expected, forecast at the dots. What comes should be in the 80 % interval in 8 of 10 cases, in the lighter 95 % one in 19 of 20; how often it was stands below.",
     unit: found.unit, bands, lines: [["came", came], ["yhat", [from, ...said]]], marks: [["mark", said]], now: found.time,
   });
   numbers($("outlook"), ["time", `what came${unit(found)}`],
@@ -137,7 +137,7 @@ function showFared(found) {
   say("fared", !said ? `No forecast of ${long(horizon.ahead_s)} ahead has come to its end yet.` :
     `In ${number(said.cases)} cases it was off by ${number(said.error)} ${found.unit === "%" ? "percentage points" : found.unit} on average` +
     (said.ratio === null ? "." : `: ${said.ratio.toFixed(2)} times the error of repeating the last value.`) +
-    (past.coverage_80 === null ? "" : ` The 80 % interval held ${percent(past.coverage_80)} of what came, the 95 % interval ${percent(past.coverage_95)}.`));
+    (past.coverage_80 === null ? "" : ` The 80 % interval held ${percent(past.coverage_80)} of what came, the 95 % interval ${percent(past.coverage_95)}${past.coverage_80 < 0.6 || past.coverage_95 < 0.8 ? ": do not rely on them yet" : ""}.`));
   const came = points(record, record.values);
   const outside = came.filter(([, value], i) => value !== null && past.lower_80[i] !== null && (value < past.lower_80[i] || value > past.upper_80[i]));
   const judged = came.filter(([, value], i) => value !== null && past.lower_80[i] !== null).length;

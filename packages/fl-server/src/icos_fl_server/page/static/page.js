@@ -10,6 +10,7 @@ const PARTS = {
 };
 const POINTS_MAX = 60; // of a line with its points drawn
 const SILENT_S = 60;
+const FIRST_S = 660; // a minute more than a round may take by default: how long the first one takes nobody knows
 let answer = null; // of /api/run
 let of = null; // of /api/node, with `key`: which node and run it is of, and of when
 let shown = null; // name of a node; null for all
@@ -75,16 +76,17 @@ function showNodes() {
 }
 function word(node) {
   if (node.online?.state === "offline") return "offline";
-  if (!node.last) return node.losses ? "not asked" : "not in this run";
+  if (!node.last) return !node.losses ? "not in this run" : ended().length ? "not asked" : "no round yet";
   return node.last.state === "ok" ? `round ${node.last.round}` : node.last.state;
 }
+const ended = () => (answer.run?.rounds ?? []).filter((round) => round.state !== "running");
 const trouble = (node) => node.last?.cause || (node.last ? "" : node.cause);
 function showProblem() {
   const lines = [];
   if (answer.problem) lines.push(answer.problem);
   if (answer.superlink?.problem) lines.push(`Who is online is not known: ${answer.superlink.problem}`);
   const quiet = answer.run && ["waiting", "running"].includes(answer.run.state) ? answer.now - written() : 0;
-  const longest = Math.max(SILENT_S, ...(answer.run?.rounds ?? []).map((round) => 3 * round.seconds));
+  const longest = Math.max(ended().length ? SILENT_S : FIRST_S, ...ended().map((round) => 3 * round.seconds));
   if (quiet > longest) lines.push(`Nothing was written of this run for ${long(quiet)}: its ServerApp may be gone.`);
   $("problem").hidden = !lines.length;
   say("problem", lines.join(" "));
@@ -128,7 +130,7 @@ function showNode(node) {
     registered: "It is registered, and was never online.",
   }[node.online.state] ?? "The SuperLink does not know it: it has left, or the SuperLink was started again.");
   if (node.last) lines.push(`${PARTS[node.last.state] ?? node.last.state} in round ${node.last.round}${node.last.cause ? `: ${node.last.cause}` : "."}`);
-  else lines.push(node.losses ? "It was not asked in the last round." : "It takes no part in this run.");
+  else lines.push(!node.losses ? "It takes no part in this run." : ended().length ? "It was not asked in the last round." : "No round has ended yet.");
   if (node.cause) lines.push(`When it was asked what it can learn: ${node.cause}`);
   const offers = Object.entries(node.examples ?? {}).map(([name, count]) => `${titled(name)} (${number(count)} sequences)`);
   if (offers.length) lines.push(`It learns ${offers.join(", ")}.`);
