@@ -166,7 +166,7 @@ def test_status_says_that_every_component_is_up(kept: Kept) -> None:
     assert status == 0, out
     assert {facts["health"] for facts in found["components"].values()} == {"healthy"}
     assert all(facts["up"] and facts["version"] for facts in found["components"].values())
-    assert len(found["components"]) == 10
+    assert len(found["components"]) == 11
     assert set(found["rows"]) == set(result["nodes"])
     assert (found["run"]["state"], found["run"]["round"]) == ("finished", 1)
 

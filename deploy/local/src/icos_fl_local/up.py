@@ -201,9 +201,6 @@ def up(options: Options) -> int:
     """
     overrides = overrides_of(options)
     given_ports = parse_ports(options.ports)
-    bad = [check for check in doctor.examine(options.state_folder, given_ports) if not check.ok]
-    if bad:
-        raise LocalError("\n".join(check.line() for check in bad))
     source = with_bridge_config(open_source(options, overrides), options.bridge_config)
     metrics = asked_metrics(options, overrides)
     if source.columns:
@@ -219,6 +216,9 @@ def up(options: Options) -> int:
     names = component_names(source.nodes, more)
     page = [PAGE] if FORECASTER in names else []
     ports = assign_ports([*names, *page, *metrics_names(names)], given_ports)
+    bad = [check for check in doctor.examine(options.state_folder, given_ports) if not check.ok]
+    if bad:
+        raise LocalError("\n".join(check.line() for check in bad))
     options.out.mkdir(parents=True, exist_ok=True)  # rather refused now than after the training
     state = StateFolder(options.state_folder)
     with state.lock(), Progress(to(options.json)) as progress:

@@ -1,5 +1,6 @@
 """Asks again and again whether what a service needs is there."""
 
+import functools
 import threading
 from collections.abc import Callable
 
@@ -11,10 +12,15 @@ from icos_fl_service import status
 PROBE_SECONDS = 2.0
 """How often is asked what does not answer."""
 
-_READY = Gauge("icos_fl_service_ready", "1 while what the service needs answers, else 0")
 _FAILURES = Counter("icos_fl_service_probe_failures", "Probes that what the service needs failed")
 
 log = structlog.get_logger()
+
+
+@functools.cache
+def _ready() -> Gauge:
+    """There from the first probe on: a process that needs nothing is neither ready nor not."""
+    return Gauge("icos_fl_service_ready", "1 while what the service needs answers, else 0")
 
 
 class Probe:
@@ -42,7 +48,7 @@ class Probe:
         """The last error of *ask*."""
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"{what} probe", daemon=True)
-        _READY.set(0)
+        _ready().set(0)
         status.waits_for(what, self.why_not)
 
     def start(self) -> None:
@@ -54,13 +60,13 @@ class Probe:
         self._stopping.set()
         if self._thread.is_alive():
             self._thread.join(patience_seconds)
-        _READY.set(0)
+        _ready().set(0)
 
     def _run(self) -> None:
         answered = None
         while not self._stopping.is_set():
             answers = self._answers()
-            _READY.set(answers)
+            _ready().set(answers)
             if answers:
                 status.has(self._what)
             else:
