@@ -194,6 +194,13 @@ def _live_source(options: Options, overrides: Mapping[str, Value]) -> Source:
     return Source(options.source, (node,), (), sampling, bridge, programs=programs)
 
 
+def _ensure_ready(state_folder: Path, ports: Mapping[str, int]) -> None:
+    """Raises LocalError in the words of ``doctor``."""
+    bad = [check for check in doctor.examine(state_folder, ports) if not check.ok]
+    if bad:
+        raise LocalError("\n".join(check.line() for check in bad))
+
+
 def up(options: Options) -> int:
     """Do it all; return the exit status.
 
@@ -201,6 +208,7 @@ def up(options: Options) -> int:
     """
     overrides = overrides_of(options)
     given_ports = parse_ports(options.ports)
+    _ensure_ready(options.state_folder, {})  # ports later: a name that nothing has is told first
     source = with_bridge_config(open_source(options, overrides), options.bridge_config)
     metrics = asked_metrics(options, overrides)
     if source.columns:
@@ -216,9 +224,7 @@ def up(options: Options) -> int:
     names = component_names(source.nodes, more)
     page = [PAGE] if FORECASTER in names else []
     ports = assign_ports([*names, *page, *metrics_names(names)], given_ports)
-    bad = [check for check in doctor.examine(options.state_folder, given_ports) if not check.ok]
-    if bad:
-        raise LocalError("\n".join(check.line() for check in bad))
+    _ensure_ready(options.state_folder, given_ports)
     options.out.mkdir(parents=True, exist_ok=True)  # rather refused now than after the training
     state = StateFolder(options.state_folder)
     with state.lock(), Progress(to(options.json)) as progress:
