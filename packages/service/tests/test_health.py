@@ -78,6 +78,22 @@ def test_what_is_answered_is_printed(capsys):
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["health"] == "healthy"
 
 
+def test_a_long_answer_is_printed_whole(capsys):
+    text = "icos_fl_forecast_error 1.0\n" * 10_000
+    with answering(b"HTTP/1.0 200 OK\r\n\r\n" + text.encode()) as port:
+        health.ask(f"http://127.0.0.1:{port}/metrics")
+    assert capsys.readouterr().out == text
+
+
+def test_a_longer_answer_than_can_be_is_told(monkeypatch):
+    monkeypatch.setattr(health, "BODY_BYTES_MAX", 10)
+    with (
+        answering(b"HTTP/1.0 200 OK\r\n\r\n" + b"x" * 11) as port,
+        pytest.raises(health.Unhealthy, match="more than 10 bytes"),
+    ):
+        health.ask(f"http://127.0.0.1:{port}/metrics")
+
+
 def test_a_service_whose_store_is_away_is_not():
     with probed(away) as port, pytest.raises(health.Unhealthy, match="503 what it needs"):
         health.ask(f"http://127.0.0.1:{port}/health")

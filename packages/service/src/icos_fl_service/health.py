@@ -13,7 +13,8 @@ from collections.abc import Callable
 from urllib.parse import SplitResult, urlsplit
 
 TIMEOUT_SECONDS = 3.0
-_TEXT_BYTES_MAX = 65_536
+BODY_BYTES_MAX = 16 << 20
+"""A forecaster's /metrics has some 12 kB a node and metric."""
 
 
 class Unhealthy(Exception):
@@ -59,7 +60,10 @@ def _http(url: SplitResult) -> None:
     with contextlib.closing(connection):
         connection.request("GET", url.path or "/")
         answer = connection.getresponse()
-        text = answer.read(_TEXT_BYTES_MAX).decode(errors="replace").strip()
+        body = answer.read(BODY_BYTES_MAX + 1)
+        if len(body) > BODY_BYTES_MAX:
+            raise Unhealthy(f"it answers more than {BODY_BYTES_MAX} bytes")
+        text = body.decode(errors="replace").strip()
         if answer.status != http.HTTPStatus.OK:
             raise Unhealthy(f"{answer.status} {text[:200] or answer.reason}")
         print(text)
