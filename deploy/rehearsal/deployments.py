@@ -189,6 +189,12 @@ class Controller(Deployment):
         """An invitation."""
         return self.exec("enrolment", "icos-fl-server", "node", "invite", name)
 
+    def page(self) -> dict[str, Any]:
+        """What its page shows of the newest run."""
+        return dict(
+            json.loads(self.exec("page", "icos-fl-health", "http://127.0.0.1:8091/api/run"))
+        )
+
     def train(self, rounds: int, **config: Any) -> Run:
         """Submit a run, in the SuperLink's container."""
         self._runs += 1

@@ -97,6 +97,7 @@ class Rehearsal:
             with Capture(self.interface(f"{self.nodes[0].name}_data")) as within:
                 self.step("federate", self.federate)
                 self.step("forecast", self.forecast)
+            self.step("page", self.page)
             self.step("strangers", self.strangers)
             self.step("upgrade", self.upgrade)
             self.step("upgrade quiesced", self.upgrade_flower)
@@ -172,6 +173,21 @@ class Rehearsal:
         for node in self.nodes:
             node.wait_expected(METRICS)
         return ", ".join(found)
+
+    def page(self) -> str:
+        """The controller's, of the newest run: its rounds, and both nodes, online."""
+
+        def online() -> dict[str, Any] | None:
+            told = self.controller.page()
+            return told if all(n["online"]["state"] == "online" for n in told["nodes"]) else None
+
+        told = wait_for("both nodes to be online on the page", online)
+        versions = {node["name"]: node["versions"] for node in told["nodes"]}
+        if [*versions] != [node.name for node in self.nodes] or not all(versions.values()):
+            raise Fault(f"the page tells of nodes {versions}")
+        if (state := told["run"]["state"]) != "finished":
+            raise Fault(f"the page tells that the run is {state}")
+        return f"{len(told['run']['rounds'])} rounds, {versions}"
 
     # Strangers
 

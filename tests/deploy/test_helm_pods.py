@@ -359,6 +359,22 @@ def test_a_run_trains_on_it(cluster):
     assert (history.parent / "checkpoints/cpu_usage/latest.safetensors").exists()
 
 
+def test_the_controllers_page_shows_the_run_and_its_node(cluster):
+    told: dict[str, Any] = {}
+
+    def online() -> bool:
+        status, text = cluster.exec(
+            "controller", "page", "icos-fl-health", "http://127.0.0.1:8091/api/run"
+        )
+        assert status == 0, text
+        told.update(json.loads(text))
+        return [(n["name"], n["online"]["state"]) for n in told["nodes"]] == [(NODE, "online")]
+
+    wait_until(online, 60, cluster.logs)
+    assert (told["run"]["state"], len(told["run"]["rounds"])) == ("finished", 2)
+    assert told["nodes"][0]["last"]["state"] == "ok"
+
+
 def test_a_node_with_a_store_of_its_own_forecasts_by_itself(cluster):
     if cluster.store != "data":
         pytest.skip("a shared store keeps no models of nodes")

@@ -142,6 +142,16 @@ PARTS = {
         health="http://127.0.0.1:8000/health",
     ),
     "superlink-superexec": superexec("fl-server", "superlink:8000"),
+    "page": Part(
+        "fl-server",
+        ("page",),
+        {
+            "ICOS_FL_PAGE_RUNS": "/var/lib/icos-fl",
+            "ICOS_FL_PAGE_METRICS_ADDRESS": "127.0.0.1:9471",
+        },
+        "icos-fl-server",
+        "http://127.0.0.1:8091",
+    ),
     "supernode": Part(
         "fl-client",
         (
