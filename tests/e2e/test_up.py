@@ -119,6 +119,16 @@ def test_up_ends_with_a_report_and_an_error_for_each_node_and_metric(kept: Kept)
     assert [path for path in report.rglob("*.png") if path.stat().st_size > 1000]
 
 
+def test_up_tells_what_nodes_say_beside_the_model_alone(kept: Kept) -> None:
+    _, result = kept
+    alone = {(entry["node"], entry["metric"]) for entry in result["backtest"]["results"]}
+    said = {(entry["node"], entry["metric"]): entry for entry in result["combination"]["results"]}
+    assert (set(said), result["combination"]["notes"]) == (alone, [])
+    for entry in said.values():
+        assert entry["origins"] > 100
+        assert entry["lower_80"] <= entry["yhat"] <= entry["upper_80"]
+
+
 def test_the_forecast_covers_the_next_five_minutes_or_what_was_asked_for(kept: Kept) -> None:
     _, result = kept
     for entry in result["forecast"]["forecasts"]:
@@ -257,6 +267,9 @@ def test_another_run_goes_on_from_the_checkpoints(kept: Kept) -> None:
     result = json.loads(out)
     assert result["run_config"]["resume"].endswith("runs/0001/checkpoints")
     assert result["history"]["state"] == "finished"
+    # By the forecaster, which has gone through the rows by now.
+    said = {(entry["node"], entry["metric"]) for entry in result["combination"]["results"]}
+    assert said == {(entry["node"], entry["metric"]) for entry in result["backtest"]["results"]}
 
 
 def test_a_quiesced_run_ends_with_its_round_and_the_next_one_does_the_rest(kept: Kept) -> None:

@@ -3,11 +3,12 @@
 import csv
 import io
 import json
+import multiprocessing
 import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,11 @@ from icos_fl_client.serving.board import Board
 from icos_fl_client.serving.follower import Follower, Following
 from icos_fl_client.serving.kept import KeptState
 from icos_fl_client.serving.server import Server
-from icos_fl_local import forecasts, traces
+from icos_fl_local import forecasts, run_config, traces
 from icos_fl_local.backtest import command, report
-from icos_fl_local.backtest.found import Found
-from icos_fl_local.backtest.recorded import Replayed, of_traces
+from icos_fl_local.backtest.combined import Replays, Run, _learn, of_forecaster
+from icos_fl_local.backtest.found import Found, Judged
+from icos_fl_local.backtest.recorded import HORIZONS, Replayed, of_traces
 from icos_fl_local.backtest.running import ForecasterClient, of_node
 from icos_fl_local.errors import LocalError, UsageError
 from icos_fl_server.checkpoints import Checkpoint, Checkpoints
@@ -436,6 +438,167 @@ def test_model_of_another_metric_is_refused(folder: Path, checkpoint: Path) -> N
     options = Replayed((), ("power_consumption",), ("1m",), model=checkpoint)
     with pytest.raises(UsageError, match="is of cpu_usage; asked for are: power_consumption"):
         of_traces(folder, options)
+
+
+LOOKBACK = 8
+NOWHERE = Path("nowhere")
+FIRST_SCORED = 320 + LOOKBACK - 1
+RUN = run_config.complete({"time-step": LOOKBACK}, ["cpu_usage"], 2, STEP_S, "")
+
+
+def combined(
+    folder: Path, checkpoints: Path, metrics: tuple[str, ...] = ("cpu_usage",), **config: Any
+) -> dict[str, Any]:
+    with Replays(traces.load(folder), metrics, {**RUN, **config}) as replays:
+        return replays.judge(checkpoints)
+
+
+def by_pair(entries: list[dict[str, Any]]) -> dict[tuple[str, str], dict[str, Any]]:
+    return {(each["node"], each["metric"]): each for each in entries}
+
+
+def figures(judged: Judged, step: int, first: int) -> dict[str, Any]:
+    """Those of an entry that are of the forecasts from *first* on, computed from the record."""
+    record = judged.record
+    place = record.steps_h.tolist().index(step)
+    yhat_t, actual_t = record.yhat_th[first:, place], record.actual_th[first:, place]
+    last_t, bound_tq = record.values_t[first:], record.quantile_tqh[first:, :, place]
+    inside_t = (bound_tq[:, 1] <= actual_t) & (actual_t <= bound_tq[:, 2])
+    return {
+        "origins": int(np.isfinite(actual_t).sum()),
+        "mae": pytest.approx(np.nanmean(np.abs(yhat_t - actual_t)), rel=1e-12),
+        "last_value_mae": pytest.approx(np.nanmean(np.abs(last_t - actual_t)), rel=1e-12),
+        "held": pytest.approx(inside_t[np.isfinite(actual_t)].mean(), rel=1e-12),
+        "yhat": yhat_t[-1],
+        "lower_80": bound_tq[-1, 1],
+        "upper_80": bound_tq[-1, 2],
+        "last_time_unix_s": judged.end_unix_s_t[-1],
+    }
+
+
+def test_figures_beside_a_run_are_those_of_backtest_on_the_same_rows(folder: Path) -> None:
+    """Without a model, as backtest has none; with the horizons that a node has."""
+    options = Replayed(("walker",), ("cpu_usage",), HORIZONS)
+    (judged,) = of_traces(folder, options).judged
+
+    entry = by_pair(combined(folder, NOWHERE)["results"])["walker", "cpu_usage"]
+    expected = figures(judged, 20, FIRST_SCORED)
+    told = {**entry, "held": entry["coverage"]["80"]}
+    assert {name: told[name] for name in expected} == expected
+    assert entry["origins"] == ROWS - FIRST_SCORED - 20
+
+
+def test_model_takes_part_in_what_is_scored(folder: Path, checkpoint: Path) -> None:
+    asked = {"horizon": 4, "metrics": ("cpu_usage",)}
+    alone, with_model = (
+        by_pair(combined(folder, checkpoints, **asked)["results"])["walker", "cpu_usage"]
+        for checkpoints in (NOWHERE, checkpoint.parents[1])
+    )
+    assert (alone["step"], alone["origins"]) == (with_model["step"], with_model["origins"])
+    assert alone["mae"] != with_model["mae"]
+
+
+def test_model_has_no_part_in_what_is_learned_from_the_rows_that_it_was_trained_on(
+    folder: Path,
+) -> None:
+    learned = _learn(traces.load(folder)[1], "cpu_usage", STEP_S, Run.of(RUN))
+
+    assert len(learned.rest.values_t) == ROWS - FIRST_SCORED
+    error_kh, _ = learned.combination.errors()
+    silent = [
+        n for n, e in zip(learned.combination.names, error_kh, strict=True) if np.isnan(e[-1])
+    ]
+    assert silent == ["model"]
+
+
+def test_what_is_scored_begins_where_no_window_has_a_row_of_the_training_part() -> None:
+    values_t = np.arange(200.0)
+    values_t[::2] = np.nan  # 100 steps, 80 to train on
+    assert Run.of(RUN).first_scored(values_t) == 2 * (80 + LOOKBACK - 1) + 1
+
+
+def test_window_that_is_too_short_to_score_still_has_a_forecast(tmp_path: Path) -> None:
+    write_trace(tmp_path / "short.csv", cpu_percent=walk(60))
+    (entry,) = combined(tmp_path, tmp_path, **{"time-step": 40})["results"]
+    assert (entry["origins"], entry["mae"], entry["coverage"]) == (0, None, {})
+    assert entry["lower_80"] < entry["yhat"] < entry["upper_80"]
+
+
+def test_model_of_ones_own_is_left_out_and_told(folder: Path, checkpoint: Path) -> None:
+    found = combined(folder, checkpoint.parents[1], model="own:module")
+    assert found["notes"] == [
+        "The combination is without the model here, which is none that a replay can ask; on a node "
+        "it takes part as rows come."
+    ]
+    assert found["results"] == combined(folder, NOWHERE)["results"]
+
+
+@pytest.mark.parametrize(
+    ("interval_s", "horizon", "step"), [(15.0, 20, 20), (15.0, 5, 5), (60.0, 5, 5), (900.0, 1, 1)]
+)
+def test_step_ahead_is_the_models_that_is_nearest_to_five_minutes(
+    interval_s: float, horizon: int, step: int
+) -> None:
+    assert Run.of({**RUN, "horizon": horizon}).ahead(interval_s) == step
+
+
+def test_rows_that_are_too_far_apart_are_told(folder: Path) -> None:
+    found = combined(folder, NOWHERE, interval=5.0)
+    assert found == {
+        "results": [],
+        "notes": [
+            f"{node}: rows are 15 s apart, more than a step of 5 s" for node in ("ramp", "walker")
+        ],
+    }
+
+
+def test_replay_that_dies_is_told_and_ends_nothing_else(folder: Path) -> None:
+    with Replays(traces.load(folder), ["cpu_usage"], RUN) as replays:
+        for process in multiprocessing.active_children():
+            process.kill()
+        found = replays.judge(NOWHERE)
+    assert found == {
+        "results": [],
+        "notes": ["No combination: a process that replays the traces died."],
+    }
+
+
+def test_no_process_is_left(folder: Path) -> None:
+    with Replays(traces.load(folder), ["cpu_usage"], RUN):
+        assert multiprocessing.active_children() != []
+    assert multiprocessing.active_children() == []
+
+
+def ahead(last_time_unix_s: float, **told: str) -> Mapping[str, Any]:
+    """What is needed of the federated model's own forecast."""
+    pair = {"node": "walker", "metric": "cpu_usage"}
+    return {**pair, **told, "last_time_unix_s": last_time_unix_s}
+
+
+def test_forecaster_says_what_a_replay_says(folder: Path, forecaster: Forecaster) -> None:
+    found = of_forecaster(forecaster.address, RUN, [ahead(0.0)])
+
+    replayed = by_pair(combined(folder, NOWHERE)["results"])
+    assert found == {"results": [replayed["walker", "cpu_usage"]], "notes": []}
+
+
+@pytest.mark.parametrize(
+    ("asked", "note"),
+    [
+        (ahead(2e9), "walker, cpu_usage: the forecaster is still going through the rows"),
+        (ahead(0, metric="fan"), "walker, fan: the forecaster does not follow it"),
+    ],
+)
+def test_what_the_forecaster_cannot_say_is_told(
+    forecaster: Forecaster, asked: Mapping[str, Any], note: str
+) -> None:
+    assert of_forecaster(forecaster.address, RUN, [asked]) == {"results": [], "notes": [note]}
+
+
+def test_forecaster_that_is_away_is_told() -> None:
+    found = of_forecaster("127.0.0.1:1", RUN, [ahead(0.0)])
+    assert found["results"] == []
+    assert found["notes"][0].startswith("forecaster at 127.0.0.1:1: UNAVAILABLE")
 
 
 def test_commands_of_the_docs_run(folder: Path, tmp_path: Path, forecaster: Forecaster) -> None:

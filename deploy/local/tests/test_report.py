@@ -40,6 +40,7 @@ def backtest_entry(
         "origins": 40,
         "values": 800,
         "mae": dict(zip(names, mae, strict=True)),
+        "mae_by_step": {name: [error] * 20 for name, error in zip(names, mae, strict=True)},
         "best": names[int(np.argmin(mae))],
         "coverage": {"80": 0.75, "95": 0.94},
         "plot": {
@@ -76,12 +77,38 @@ def forecast_entry(node: str, metric: str, unit: str) -> dict[str, Any]:
     }
 
 
+def said_entry(
+    node: str, metric: str, unit: str, mae: float, last_value_mae: float, coverage: float
+) -> dict[str, Any]:
+    """What a node says, as `backtest.combined` gives it: 20 steps ahead."""
+    return {
+        "node": node,
+        "metric": metric,
+        "unit": unit,
+        "interval_seconds": STEP_S,
+        "step": 20,
+        "origins": 40,
+        "mae": mae,
+        "last_value_mae": last_value_mae,
+        "ratio": mae / last_value_mae if last_value_mae else None,
+        "coverage": {"80": coverage, "95": 0.95},
+        "last_time_unix_s": START_S,
+        "time_unix_s": START_S + 20 * STEP_S,
+        "last_value": 188.4,
+        "yhat": 210.0,
+        "lower_80": 200.0,
+        "upper_80": 220.0,
+        "lower_95": 190.0,
+        "upper_95": 230.0,
+    }
+
+
 @pytest.fixture
 def result() -> dict[str, Any]:
-    """Two nodes, two metrics, no memory on node-b. The federated model is best once in three."""
+    """Two nodes, two metrics, no memory on node-b. Each of the three is the best once."""
     metrics = ["power_consumption", "memory_usage"]
     no_memory = {"node": "node-b", "metric": "memory_usage", "reason": "no such column"}
-    calm = backtest_entry("node-b", "power_consumption", "W", 45.0, (2.0, 1.0, 3.0))
+    calm = backtest_entry("node-b", "power_consumption", "W", 45.0, (1.0, 2.0, 3.0))
     return {
         "nodes": ["node-a", "node-b"],
         "metrics": metrics,
@@ -96,6 +123,14 @@ def result() -> dict[str, Any]:
         "forecast": {
             "forecasts": [forecast_entry("node-a", "power_consumption", "W")],
             "unavailable": [dict(no_memory)],
+        },
+        "combination": {
+            "results": [
+                said_entry("node-a", "power_consumption", "W", 2.0, 4.0, 0.75),
+                said_entry("node-a", "memory_usage", "MiB", 1234.5, 1000.0, 0.75),
+                {**said_entry("node-b", "power_consumption", "W", 4.0, 2.0, 0.9), "origins": 120},
+            ],
+            "notes": ["a word about it"],
         },
         "history": {
             "protocol": 1,
@@ -146,18 +181,18 @@ def page_of(folder: Path, result: dict[str, Any]) -> str:
     return report.write(folder, result)[0].read_text()
 
 
-def test_summary_counts_where_the_federated_model_was_best_and_pools_coverage(result):
-    # (0.75 · 800 + 0.75 · 800 + 0.9 · 2400) / 4000 = 0.84
+def test_summary_tells_of_both_and_pools_coverage(result):
+    # Ratios 0.50, 1.23 and 2.00, and 0.75, 1.23 and 0.50; (0.75 · 80 + 0.9 · 120) / 200 = 0.84.
     assert report.summary(result) == (
-        "The federated model was the best of the three in 1 of 3 pairs of node and metric; "
-        "its 80 % interval held 84 % of what then came. Nodes do not forecast by it alone: they "
-        "combine it with their own past, which icos-fl forecast tells of a node that runs. What "
-        "that is worth tells icos-fl backtest --traces."
+        "The combination, which is what a node says, is better than the last value in 1 of 3 pairs "
+        "of node and metric: 1.23 of its error in the median, 2.00 at worst. The federated model "
+        "alone is better than the last value in 2 of 3 pairs of node and metric: 0.75 of its error "
+        "in the median, 1.23 at worst. The combination's 80 % interval held 84 % of what then came."
     )
 
 
 def test_summary_says_so_when_there_is_no_error(result):
-    result["backtest"]["results"] = []
+    result["backtest"]["results"] = result["combination"]["results"] = []
     assert "No error could be computed" in report.summary(result)
 
 
@@ -166,9 +201,11 @@ def test_a_row_has_errors_ratio_coverage_and_the_next_five_minutes(result):
         node="node-a",
         metric="power_consumption",
         unit="W",
-        errors={"federated": "3.00", "last_value": "4.00", "window_mean": "5.00"},
-        best="federated",
-        ratio="0.75",
+        last="4.00",
+        combination="2.00",
+        ratio="0.50",
+        federated="0.75",
+        best="combination",
         coverage="75 %",
         ahead="188 → 210 (200 to 220)",
         ahead_span="5 min",
@@ -183,29 +220,50 @@ def test_rows_are_those_nodes_and_metrics_of_which_something_is_known(result):
     ]
 
 
-def test_a_horizon_shorter_than_five_minutes_is_named_by_its_end(result):
-    entry = result["forecast"]["forecasts"][0]
-    entry["time_unix_s"] = [START_S + second for second in range(1, 21)]
+def test_how_far_ahead_is_named(result):
+    for entry in result["combination"]["results"]:
+        entry["step"] = 2
+    assert {row.ahead_span for row in report.rows(result)} == {"30 s"}
+    assert "Mean errors 30 s ahead" in report.text(result)
+
+
+def test_a_constant_metric_has_no_ratio_and_no_star(result):
+    result["combination"]["results"][0] |= {"mae": 0.0, "last_value_mae": 0.0, "ratio": None}
+    result["backtest"]["results"][0]["mae_by_step"] = dict.fromkeys(
+        ("federated", "last_value", "window_mean"), [0.0] * 20
+    )
     row = report.rows(result)[0]
-    assert (row.ahead, row.ahead_span) == ("188 → 210 (200 to 220)", "20 s")
+    assert (row.ratio, row.federated, row.best) == ("", "", "")
 
 
-def test_a_constant_metric_has_no_ratio(result):
-    result["backtest"]["results"][0]["mae"] = {
-        "federated": 0.0,
-        "last_value": 0.0,
-        "window_mean": 0.0,
-    }
-    assert report.rows(result)[0].ratio == ""
+@pytest.mark.parametrize(
+    ("mae", "best"),
+    [(3.98, "combination"), (3.982, ""), (4.0, ""), (4.018, ""), (4.2, "last_value")],
+)
+def test_what_is_better_by_rounding_alone_has_no_star(result, mae, best):
+    result["backtest"]["results"][0]["mae_by_step"]["federated"] = [5.0] * 20
+    result["combination"]["results"][0] |= {"mae": mae, "ratio": mae / 4.0}
+    assert report.rows(result)[0].best == best
+
+
+def test_a_model_that_does_not_reach_as_far_has_no_error_there(result):
+    result["backtest"]["results"][0]["mae_by_step"] = dict.fromkeys(
+        ("federated", "last_value"), [1.0] * 5
+    )
+    row = report.rows(result)[0]
+    assert (row.last, row.ratio, row.federated, row.best) == ("4.00", "0.50", "", "combination")
+
+
+def test_without_a_combination_the_federated_model_is_told_alone(result):
+    result["combination"] = {"results": [], "notes": []}
+    row = report.rows(result)[0]
+    assert (row.last, row.combination, row.ratio) == ("4.00", "", "")
+    assert (row.federated, row.best, row.ahead) == ("0.75", "federated", "")
 
 
 def test_text_marks_the_best_of_the_three_alone(result):
-    line = next(
-        line
-        for line in report.text(result).splitlines()
-        if "memory_usage" in line and "MiB" in line
-    )
-    assert re.findall(r"[\d,.]+(?: \*)?", line)[:3] == ["1,234", "1,000 *", "1,500"]
+    shown = report.text(result)
+    assert re.findall(r"[\d,.]+ \*", shown) == ["0.50 *", "1,000 *", "0.50 *"]
 
 
 def test_text_lists_what_is_unavailable_once_with_its_reason(result):
@@ -213,17 +271,21 @@ def test_text_lists_what_is_unavailable_once_with_its_reason(result):
     assert report.text(result).count(expected) == 1
 
 
+def test_text_has_what_must_be_known_of_the_combination(result):
+    assert "\na word about it" in report.text(result)
+
+
 def test_table_fits_a_terminal_without_losing_a_number(result):
     console = Console(file=io.StringIO(), width=100)
     console.print(report.table(result))
     shown = console.file.getvalue()
-    assert all(word in shown for word in ("3.00", "4.00", "5.00", "0.75", "1,234"))
+    assert all(word in shown for word in ("4.00", "2.00", "0.50", "0.75", "1,234"))
     assert max(map(len, shown.splitlines())) <= 100
 
 
 def test_node_names_are_not_read_as_markup(result):
     result["nodes"] = ["[red]x[/]"]
-    for entry in (*result["backtest"]["results"], *result["forecast"]["forecasts"]):
+    for entry in (*result["backtest"]["results"], *result["combination"]["results"]):
         entry["node"] = "[red]x[/]"
     assert "[red]x[/]" in report.text(result)
 
@@ -281,11 +343,11 @@ def test_page_names_the_round_and_node_that_failed(result, tmp_path):
 
 def test_page_marks_the_best_of_each_row(result, tmp_path):
     cells = re.findall(r'<td[^>]* class="best">(.*?)</td>', page_of(tmp_path, result))
-    assert cells == ["3.00 ★", "1,000 ★", "1.00 ★"]
+    assert cells == ["0.50 ★", "1,000 ★", "0.50 ★"]
 
 
 def test_a_run_without_any_result_still_gives_a_page(result, tmp_path):
-    result |= {"backtest": {}, "forecast": {}, "history": {}}
+    result |= {"backtest": {}, "forecast": {}, "combination": {}, "history": {}}
     assert "No error could be computed" in page_of(tmp_path, result)
 
 
@@ -338,8 +400,6 @@ def test_a_short_line_is_not_thinned():
 
 
 def test_a_forecast_without_an_interval_has_no_empty_brackets(result):
-    unknown = [None] * 20
-    (entry,) = result["forecast"]["forecasts"]
-    entry |= {"lower_80": unknown, "upper_80": unknown}
+    result["combination"]["results"][0] |= {"lower_80": None, "upper_80": None}
 
-    assert next(row.ahead for row in report.rows(result) if row.ahead) == "188 → 210"
+    assert report.rows(result)[0].ahead == "188 → 210"

@@ -194,6 +194,7 @@ def test_a_backtest_has_the_fields_that_are_documented(judge, keep, windows, wav
         "horizon",
         "origins",
         "mae",
+        "mae_by_step",
         "best",
         "coverage",
         "values",
@@ -216,6 +217,9 @@ def test_errors_of_a_backtest_are_in_the_metrics_unit(judge, keep, windows, own_
     # The model goes 8 W above the last value, so it is off by 5 and 2.
     expected = {"federated": 3.5, "last_value": 4.5, "window_mean": 9.0}
     assert item["mae"] == pytest.approx(expected, rel=1e-4)
+    expected = {"federated": [5, 2], "last_value": [3, 6], "window_mean": [7.5, 10.5]}
+    for name, mae_h in expected.items():
+        assert item["mae_by_step"][name] == pytest.approx(mae_h, rel=1e-4)
     assert (item["unit"], item["best"]) == ("W", "federated")
 
 

@@ -81,6 +81,12 @@ def assign_ports(names: Sequence[str], given: Mapping[str, int]) -> dict[str, in
     return {name: given[name] if name in given else next(free) for name in names}
 
 
+def steps_ahead(interval_seconds: float) -> list[int]:
+    """How far ahead a deployment's forecaster forecasts, in steps."""
+    steps = {round(seconds / interval_seconds) for seconds in HORIZONS_SECONDS}
+    return sorted(count for count in steps if 1 <= count <= HORIZON_STEPS_MAX) or [1]
+
+
 @dataclass(frozen=True)
 class Deployment:
     """What is needed to start the components, and to talk to them."""
@@ -215,8 +221,7 @@ class Deployment:
         ]
 
     def _forecaster(self, recorded: bool, interval_seconds: float) -> Component:
-        steps = {round(seconds / interval_seconds) for seconds in HORIZONS_SECONDS}
-        horizons = sorted(count for count in steps if 1 <= count <= HORIZON_STEPS_MAX) or [1]
+        horizons = steps_ahead(interval_seconds)
         env = {
             "ICOS_FL_FORECASTER_LISTEN_ADDRESS": self.address(FORECASTER),
             "ICOS_FL_FORECASTER_PAGE_ADDRESS": self.address(PAGE),

@@ -1,7 +1,8 @@
 """What a deployment found: a table for the terminal, plots, a page and the result as JSON.
 
 The *result* has ``nodes``, ``metrics``, ``backtest`` and ``forecast`` (as `icos-fl-client` prints
-them), ``history`` (as the ServerApp writes it), ``stages`` (name and seconds) and ``source``.
+them, of the federated model alone), ``combination`` (as `backtest.combined` gives it: what nodes
+say), ``history`` (as the ServerApp writes it), ``stages`` (name and seconds) and ``source``.
 """
 
 import base64
@@ -9,6 +10,7 @@ import io
 import json
 import math
 import re
+import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -22,19 +24,11 @@ from rich.table import Table
 from rich.text import Text
 
 from icos_fl_local import plots
+from icos_fl_local.run_config import FORECAST_SECONDS
 
 Result = dict[str, Any]
 
-FORECASTERS = {
-    "federated": "federated model",
-    "last_value": "last value",
-    "window_mean": "window mean",
-}
-_AHEAD_SECONDS = 300.0
-_COMBINED = (
-    "Nodes do not forecast by it alone: they combine it with their own past, which icos-fl "
-    "forecast tells of a node that runs. What that is worth tells icos-fl backtest --traces."
-)
+LAST, COMBINATION, FEDERATED = "last_value", "combination", "federated"
 
 
 @dataclass(frozen=True)
@@ -44,16 +38,22 @@ class Row:
     node: str
     metric: str
     unit: str
-    errors: dict[str, str]
-    """Mean absolute error by forecaster."""
-    best: str
+    last: str
+    """Mean absolute error of repeating the last value."""
+    combination: str
+    """That of what the node says."""
     ratio: str
-    """Error of the federated model ÷ that of repeating the last value."""
+    """The second ÷ the first."""
+    federated: str
+    """The same ratio of the federated model alone."""
+    best: str
+    """LAST, COMBINATION or FEDERATED; empty where two are as good."""
     coverage: str
+    """Of the combination's 80 % interval."""
     ahead: str
-    """The last value → the forecast, with its 80 % interval."""
+    """The last value → what the node says, with its 80 % interval."""
     ahead_span: str
-    """How far ahead: five minutes, or the nearest that the horizon has."""
+    """How far ahead all of this is: five minutes, or the nearest that there is."""
 
 
 def write(folder: Path, result: Result) -> list[Path]:
@@ -76,48 +76,70 @@ def write(folder: Path, result: Result) -> list[Path]:
 
 def rows(result: Result) -> list[Row]:
     """The table's rows: each node and metric of which there is an error or a forecast."""
-    errors = {(e["node"], e["metric"]): e for e in result["backtest"].get("results", [])}
-    ahead = {(e["node"], e["metric"]): e for e in result["forecast"].get("forecasts", [])}
+    alone = {(e["node"], e["metric"]): e for e in result["backtest"].get("results", [])}
+    said = {(e["node"], e["metric"]): e for e in result["combination"].get("results", [])}
     pairs = [(node, metric) for node in result["nodes"] for metric in result["metrics"]]
     return [
-        _row(node, metric, errors.get((node, metric)), ahead.get((node, metric)))
-        for node, metric in pairs
-        if (node, metric) in errors or (node, metric) in ahead
+        _row(*pair, alone.get(pair), said.get(pair))
+        for pair in pairs
+        if pair in alone or pair in said
     ]
 
 
-def unavailable(result: Result) -> list[str]:
-    """One line for each node and metric without a backtest or a forecast, with the reason."""
+def notes(result: Result) -> list[str]:
+    """One line for each node and metric without a backtest or a forecast, with the reason.
+
+    And what must be known of the combination.
+    """
     reasons: dict[tuple[str, str, str], list[str]] = {}
     for what in ("backtest", "forecast"):
         for entry in result[what].get("unavailable", []):
             key = (entry["node"], entry["metric"], entry["reason"])
             reasons.setdefault(key, []).append(what)
     return [
-        f"{node}, {metric}: no {' and no '.join(what)}: {reason}"
-        for (node, metric, reason), what in reasons.items()
+        *(
+            f"{node}, {metric}: no {' and no '.join(what)}: {reason}"
+            for (node, metric, reason), what in reasons.items()
+        ),
+        *result["combination"].get("notes", []),
     ]
 
 
 def summary(result: Result) -> str:
-    """How often the federated model was best, what its interval was worth, and what it is for."""
-    entries = result["backtest"].get("results", [])
-    if not entries:
+    """How often, and by how much, nodes are told better than by the last value.
+
+    By the ratios that the table shows: what differs less is no better.
+    """
+    shown = rows(result)
+    sentences = [
+        f"{who} better than the last value in {sum(ratio < 1 for ratio in ratios)} of "
+        f"{len(ratios)} pairs of node and metric: {statistics.median(ratios):.2f} of its error in "
+        f"the median, {max(ratios):.2f} at worst."
+        for who, ratios in (
+            (
+                "The combination, which is what a node says, is",
+                [float(row.ratio) for row in shown if row.ratio],
+            ),
+            (
+                "The federated model alone is",
+                [float(row.federated) for row in shown if row.federated],
+            ),
+        )
+        if ratios
+    ]
+    if not sentences:
         return "No error could be computed: no node had a usable sequence in its validation part."
-    best = sum(entry["best"] == "federated" for entry in entries)
-    pairs = "1 pair" if len(entries) == 1 else f"{len(entries)} pairs"
-    text = f"The federated model was the best of the three in {best} of {pairs} of node and metric"
-    coverage = pooled_coverage(result)
-    if coverage is None:
-        return f"{text}. {_COMBINED}"
-    return f"{text}; its 80 % interval held {percent(coverage)} of what then came. {_COMBINED}"
+    if (coverage := pooled_coverage(result)) is not None:
+        held = f"The combination's 80 % interval held {percent(coverage)} of what then came."
+        sentences.append(held)
+    return " ".join(sentences)
 
 
 def pooled_coverage(result: Result) -> float | None:
-    """The share of all forecast values, over all nodes and metrics, inside the 80 % interval."""
+    """The share of all forecasts, over all nodes and metrics, inside the node's 80 % interval."""
     entries = [
-        (entry["coverage"]["80"], entry["values"])
-        for entry in result["backtest"].get("results", [])
+        (entry["coverage"]["80"], entry["origins"])
+        for entry in result["combination"].get("results", [])
         if entry["coverage"].get("80") is not None
     ]
     values = sum(count for _, count in entries)
@@ -125,7 +147,7 @@ def pooled_coverage(result: Result) -> float | None:
 
 
 def table(result: Result) -> Table:
-    """The table for a terminal; the best of the three errors is bold and has a star.
+    """The table for a terminal; the least of the three errors is bold and has a star.
 
     Below it stands in words what it comes to, and what is not in it.
     """
@@ -140,10 +162,12 @@ def text(result: Result, width: int = 120) -> str:
 
 
 def _table(result: Result, lines: box.Box) -> Table:
+    found = rows(result)
+    span = _span(found)
     shown = Table(
-        title="The federated model alone, on rows that no node trained on (* least mean error)",
+        title=f"Mean errors {span} ahead, on rows that no node trained on (* the least)",
         title_justify="left",
-        caption=Text("\n".join([summary(result), *unavailable(result)])),
+        caption=Text("\n".join([summary(result), *notes(result)])),
         caption_justify="left",
         box=lines,
         padding=(0, 1, 0, 0),
@@ -153,21 +177,25 @@ def _table(result: Result, lines: box.Box) -> Table:
     shown.add_column("metric", overflow="fold")
     shown.add_column("unit")
     # Numbers are never cut; in a narrow terminal the words fold.
-    for heading in ("federated", "last\nvalue", "window\nmean", "÷ last\nvalue", "80 %\nheld"):
+    for heading in (
+        "last\nvalue",
+        "combi-\nnation",
+        "÷ last\nvalue",
+        "federated\n÷ last",
+        "80 %\nheld",
+    ):
         shown.add_column(heading, justify="right", no_wrap=True)
-    shown.add_column(_ahead_heading(rows(result)), overflow="fold")
+    shown.add_column(f"combination, in {span} (80 %)", overflow="fold")
     before = ""
-    for row in rows(result):
-        errors = [
-            Text(f"{row.errors[name]} *", "bold green") if name == row.best else row.errors[name]
-            for name in FORECASTERS
-        ]
+    for row in found:
         shown.add_row(
             Text(row.node if row.node != before else ""),
             Text(row.metric),
             Text(row.unit),
-            *errors,
-            row.ratio,
+            _starred(row.last, row.best == LAST),
+            row.combination,
+            _starred(row.ratio, row.best == COMBINATION),
+            _starred(row.federated, row.best == FEDERATED),
             row.coverage,
             Text(row.ahead),
         )
@@ -175,53 +203,65 @@ def _table(result: Result, lines: box.Box) -> Table:
     return shown
 
 
-def _row(node: str, metric: str, errors: Result | None, ahead: Result | None) -> Row:
-    unit = (errors or ahead or {}).get("unit", "")
-    mae = errors["mae"] if errors else {}
-    naive, federated = mae.get("last_value"), mae.get("federated")
-    coverage = errors["coverage"].get("80") if errors else None
-    words, span = _ahead(ahead) if ahead else ("", "")
+def _starred(number: str, is_best: bool) -> Text:
+    return Text(f"{number} *", "bold green") if is_best else Text(number)
+
+
+def _row(node: str, metric: str, alone: Result | None, said: Result | None) -> Row:
+    """*alone* is of the federated model, *said* of the combination."""
+    interval_s = (said or alone or {})["interval_seconds"]
+    step = said["step"] if said else _step_ahead(alone or {})
+    by_step = alone["mae_by_step"] if alone else {}
+    model, naive = (
+        by_step[name][step - 1] if step <= len(by_step.get(name, ())) else None
+        for name in (FEDERATED, LAST)
+    )
+    # Of the same rows on the same grid as the combination's, where there is one.
+    last = said["last_value_mae"] if said and said["mae"] is not None else naive
+    ratio = f"{said['ratio']:.2f}" if said and said["ratio"] is not None else ""
+    federated = f"{model / naive:.2f}" if naive and model is not None else ""
     return Row(
         node=node,
         metric=metric,
-        unit=unit,
-        errors={name: number(mae.get(name)) for name in FORECASTERS},
-        best=errors["best"] if errors else "",
-        ratio=f"{federated / naive:.2f}" if naive and federated is not None else "",
-        coverage=percent(coverage) if coverage is not None else "",
-        ahead=words,
-        ahead_span=span,
+        unit=(said or alone or {}).get("unit", ""),
+        last=number(last),
+        combination=number(said["mae"]) if said else "",
+        ratio=ratio,
+        federated=federated,
+        best=_best({LAST: "1.00" if last else "", COMBINATION: ratio, FEDERATED: federated}),
+        coverage=percent(said["coverage"]["80"]) if said and "80" in said["coverage"] else "",
+        ahead=_ahead(said) if said else "",
+        ahead_span=_duration(step * interval_s),
     )
 
 
-def _ahead(forecast: Result) -> tuple[str, str]:
-    """Such as ``188 → 192 (175 to 210)`` and ``5 min``; empty where nothing is forecast.
-
-    Without an interval where too few errors are known for one.
-    """
-    last = forecast["last_time_unix_s"]
-    steps = forecast["time_unix_s"]
-    if not steps:
-        return "", ""
-    step = min(range(len(steps)), key=lambda i: abs(steps[i] - last - _AHEAD_SECONDS))
-    seconds = steps[step] - last
-    now, then, low, high = (
-        number(value)
-        for value in (
-            forecast["last_value"],
-            forecast["yhat"][step],
-            forecast["lower_80"][step],
-            forecast["upper_80"][step],
-        )
-    )
-    span = f"{seconds / 60:.3g} min" if seconds >= 60 else f"{seconds:.0f} s"
-    interval = f" ({low} to {high})" if low and high else ""
-    return f"{now} → {then}{interval}", span
+def _best(ratios: dict[str, str]) -> str:
+    """The one with the least ratio; none where another one shows the same."""
+    known = {name: float(ratio) for name, ratio in ratios.items() if ratio}
+    least = [name for name, ratio in known.items() if ratio == min(known.values())]
+    return least[0] if len(least) == 1 and len(known) > 1 else ""
 
 
-def _ahead_heading(shown: list[Row]) -> str:
-    spans = sorted({row.ahead_span for row in shown if row.ahead_span})
-    return f"next {' or '.join(spans)} (80 %)"
+def _step_ahead(alone: Result) -> int:
+    steps = range(1, alone["horizon"] + 1)
+    return min(steps, key=lambda step: abs(step * alone["interval_seconds"] - FORECAST_SECONDS))
+
+
+def _ahead(said: Result) -> str:
+    """Such as ``188 → 192 (175 to 210)``; without an interval where too few errors are known."""
+    names = ("last_value", "yhat", "lower_80", "upper_80")
+    now, then, low, high = (number(said[name]) for name in names)
+    if not then:
+        return ""
+    return f"{now} → {then} ({low} to {high})" if low and high else f"{now} → {then}"
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 60:.3g} min" if seconds >= 60 else f"{seconds:.0f} s"
+
+
+def _span(shown: list[Row]) -> str:
+    return " or ".join(sorted({row.ahead_span for row in shown})) or _duration(FORECAST_SECONDS)
 
 
 def number(value: float | None) -> str:
@@ -254,10 +294,9 @@ def _page(result: Result, pictures: list[tuple[str, str, str, bytes]]) -> str:
     return render(
         "report.html",
         rows=rows(result),
-        ahead_heading=_ahead_heading(rows(result)),
-        forecasters=FORECASTERS,
+        span=_span(rows(result)),
         summary=summary(result),
-        unavailable=unavailable(result),
+        notes=notes(result),
         nodes=result["nodes"],
         metrics=result["metrics"],
         history=result["history"],

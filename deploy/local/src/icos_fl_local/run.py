@@ -1,11 +1,12 @@
 """One federated run: submit it to the SuperLink, follow its history, judge what came out."""
 
+import contextlib
 import json
 import re
 import subprocess
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -93,16 +94,29 @@ def check(config: Mapping[str, Value]) -> None:
 def judge(
     deployment: Deployment, supervisor: Supervisor, what: str, metrics: list[str]
 ) -> dict[str, Any]:
-    """What ``icos-fl-client`` says of the global model; *what*: ``backtest`` or ``forecast``.
+    """What ``icos-fl-client`` says of the global model; *what*: ``backtest`` or ``forecast``."""
+    with judging(deployment, supervisor, what, metrics) as answer:
+        return answer()
+
+
+@contextlib.contextmanager
+def judging(
+    deployment: Deployment, supervisor: Supervisor, what: str, metrics: list[str]
+) -> Iterator[Callable[[], dict[str, Any]]]:
+    """The same meanwhile: call what it gives for the answer.
 
     With nothing to judge it fails, and its answer says why: a young window has no part yet that is
     long enough for it.
     """
     command = client_command(deployment, what, metrics=metrics, as_json=True)
     with supervisor.meanwhile(what, command) as asking:
-        asking.wait_for_end()
-        answer: dict[str, Any] = json.loads(asking.printed or asking.wait())
-    return answer
+
+        def answer() -> dict[str, Any]:
+            asking.wait_for_end()
+            found: dict[str, Any] = json.loads(asking.printed or asking.wait())
+            return found
+
+        yield answer
 
 
 def client_command(

@@ -43,14 +43,16 @@ class StateFolder:
             folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / _LOCK).open("a+") as stream:
             if not _lock(stream.fileno(), wait=False):
-                raise LocalError(
-                    f"{self.folder}: a deployment runs there already (pid {self._holder()}); "
-                    f"end it with 'icos-fl down{self.option}', or give another --state-dir"
-                )
+                raise self._taken()
             stream.truncate(0)
             stream.write(str(os.getpid()))
             stream.flush()
             yield
+
+    def ensure_free(self) -> None:
+        """Raises LocalError as ``lock`` does."""
+        if self.is_running():
+            raise self._taken()
 
     @contextlib.contextmanager
     def one_run_at_a_time(self, folder: str) -> Iterator[None]:
@@ -80,7 +82,7 @@ class StateFolder:
         try:
             with (self.folder / _LOCK).open("r+") as stream:
                 return not _lock(stream.fileno(), wait=False)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return False
 
     def write(self, description: Mapping[str, Any]) -> None:
@@ -144,8 +146,12 @@ class StateFolder:
             f"start one with 'icos-fl up --keep{self.option}'"
         )
 
-    def _holder(self) -> str:
-        return (self.folder / _LOCK).read_text().strip() or "unknown"
+    def _taken(self) -> LocalError:
+        holder = (self.folder / _LOCK).read_text().strip() or "unknown"
+        return LocalError(
+            f"{self.folder}: a deployment runs there already (pid {holder}); "
+            f"end it with 'icos-fl down{self.option}', or give another --state-dir"
+        )
 
 
 def _lock(descriptor: int, *, wait: bool) -> bool:

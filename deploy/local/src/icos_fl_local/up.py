@@ -29,6 +29,7 @@ from icos_fl_local import (
     sources,
     traces,
 )
+from icos_fl_local.backtest.combined import Replays, of_forecaster
 from icos_fl_local.deployment import (
     CONTROLLER_PAGE,
     FORECASTER,
@@ -208,16 +209,17 @@ def up(options: Options) -> int:
     """
     overrides = overrides_of(options)
     given_ports = parse_ports(options.ports)
+    state = StateFolder(options.state_folder)
+    state.ensure_free()
     _ensure_ready(options.state_folder, {})  # ports later: a name that nothing has is told first
     source = with_bridge_config(open_source(options, overrides), options.bridge_config)
     metrics = asked_metrics(options, overrides)
     if source.columns:
         metrics = run_config.choose_metrics(metrics, source.columns)
-    run.check(
-        run_config.complete(
-            overrides, metrics or ["cpu_usage"], len(source.nodes), source.sampling_seconds, ""
-        )
+    config = run_config.complete(
+        overrides, metrics or ["cpu_usage"], len(source.nodes), source.sampling_seconds, ""
     )
+    run.check(config)
     more = list(source.programs.names) if source.programs else []
     if options.keep or source.is_live:
         more += [FORECASTER, CONTROLLER_PAGE]
@@ -226,11 +228,12 @@ def up(options: Options) -> int:
     ports = assign_ports([*names, *page, *metrics_names(names)], given_ports)
     _ensure_ready(options.state_folder, given_ports)
     options.out.mkdir(parents=True, exist_ok=True)  # rather refused now than after the training
-    state = StateFolder(options.state_folder)
-    with state.lock(), Progress(to(options.json)) as progress:
+    # Forks, so before anything that starts a thread.
+    replays = Replays(source.recorded, metrics, config) if source.recorded else None
+    with replays or contextlib.nullcontext(), state.lock(), Progress(to(options.json)) as progress:
         deployment = Deployment(state, source.nodes, ports, options.runtime)
         state.quiesced.unlink(missing_ok=True)
-        session = _Session(options, overrides, source, metrics, deployment, progress)
+        session = _Session(options, overrides, source, metrics, deployment, progress, replays)
         try:
             return session.run()
         except LocalError as error:
@@ -253,6 +256,7 @@ class _Session:
         metrics: list[str],
         deployment: Deployment,
         progress: Progress,
+        replays: Replays | None,
     ) -> None:
         self.options = options
         self.overrides = overrides
@@ -260,6 +264,7 @@ class _Session:
         self.metrics = metrics
         self.deployment = deployment
         self.progress = progress
+        self.replays = replays
         self.state = "starting"
         self._reason = ""
         self._started = time.time()
@@ -364,7 +369,12 @@ class _Session:
         """A run. Of a deployment that goes on with another one it is no end if it is quiesced."""
         try:
             result = train_and_judge(
-                self.deployment, self._supervisor, self._config(), self.source.name, self.progress
+                self.deployment,
+                self._supervisor,
+                self._config(),
+                self.source.name,
+                self.progress,
+                self.replays,
             )
         except Quiesced as quiesced:
             if not self.options.keep:
@@ -460,10 +470,14 @@ def train_and_judge(
     config: dict[str, Value],
     source: str,
     progress: Progress,
+    replays: Replays | None = None,
     *,
     stop_if_interrupted: bool = False,
 ) -> dict[str, Any]:
-    """A run, and what its model is worth: the result that ``report`` shows and --json prints."""
+    """A run, and what its model is worth: the result that ``report`` shows and --json prints.
+
+    What nodes say with it comes from *replays*, without which the forecaster is asked.
+    """
     metrics = str(config["metric"]).split(",")
     with deployment.state.one_run_at_a_time(str(config["result-dir"])):
         history = run.train(
@@ -473,8 +487,19 @@ def train_and_judge(
     rounds = history["rounds"]
     progress.stage("submit", time.time() - rounds[0]["started_unix_s"] if rounds else 0.0)
     progress.stage("rounds")
-    backtest = run.judge(deployment, supervisor, "backtest", metrics)
-    forecast = run.judge(deployment, supervisor, "forecast", metrics)
+    with (
+        run.judging(deployment, supervisor, "backtest", metrics) as backtest,
+        run.judging(deployment, supervisor, "forecast", metrics) as forecast,
+    ):
+        if replays:
+            checkpoints = Path(str(config["result-dir"])) / "checkpoints"
+            combination = supervisor.during(lambda: replays.judge(checkpoints))
+        elif FORECASTER in deployment.ports:
+            ahead = forecast().get("forecasts", [])
+            combination = of_forecaster(deployment.address(FORECASTER), config, ahead)
+        else:
+            combination = {"results": [], "notes": ["No combination: there is no forecaster."]}
+        answers = {"backtest": backtest(), "forecast": forecast(), "combination": combination}
     progress.stage("judge")
     return {
         "source": source,
@@ -482,8 +507,7 @@ def train_and_judge(
         "metrics": metrics,
         "run_config": config,
         "history": history,
-        "backtest": backtest,
-        "forecast": forecast,
+        **answers,
         "stages": list(progress.stages),
     }
 

@@ -80,11 +80,12 @@ class Backtest:
     origins: int
     values: int
     """Forecast values that were compared, that is, origins times horizon."""
-    mae: float
-    last_value_mae: float
-    """The error of repeating the last value."""
-    window_mean_mae: float
-    """The error of repeating the mean of the window."""
+    mae_h: Array
+    """Mean absolute error by step ahead."""
+    last_value_mae_h: Array
+    """That of repeating the last value."""
+    window_mean_mae_h: Array
+    """That of repeating the mean of the window."""
     coverage_80: float
     """Share of the values that came inside the 80 % interval, over origins that had one."""
     coverage_95: float
@@ -138,8 +139,8 @@ def backtest(
     here = _forecast_all(model, runs_validation, lookback, horizon, device)
     count = len(here.last_step_n)
     if not count:
-        nan = math.nan
-        return Backtest(0, 0, nan, nan, nan, nan, nan, None)
+        nan_h = np.full(horizon, np.nan)
+        return Backtest(0, 0, nan_h, nan_h, nan_h, math.nan, math.nan, None)
     usual = _usual_spread(warm.spread_n if len(warm.spread_n) else here.spread_n[:ERRORS_MIN])
     scale_n = _scale(np.concatenate([warm.spread_n, here.spread_n]), usual)
     scaled_nh = np.concatenate([warm.errors_nh, here.errors_nh]) / scale_n[:, None]
@@ -159,9 +160,9 @@ def backtest(
     return Backtest(
         origins=count,
         values=count * horizon,
-        mae=float(np.abs(here.errors_nh).mean()),
-        last_value_mae=float(np.abs(naive_nh).mean()),
-        window_mean_mae=float(np.abs(mean_nh).mean()),
+        mae_h=np.abs(here.errors_nh).mean(axis=0),
+        last_value_mae_h=np.abs(naive_nh).mean(axis=0),
+        window_mean_mae_h=np.abs(mean_nh).mean(axis=0),
         coverage_80=inside[0],
         coverage_95=inside[1],
         example=Example(

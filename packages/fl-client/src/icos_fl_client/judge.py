@@ -108,14 +108,15 @@ class Judge:
                 f"{node}: {metric} has no sequence of {query.lookback + query.horizon} steps "
                 "without a gap in the part that no node trained on"
             )
-        if not math.isfinite(result.mae):
+        if not np.isfinite(result.mae_h).all():
             raise _not_finite(node, metric, version)
         deviation = sequences.scale.standard_deviation
-        mae = {
-            "federated": result.mae * deviation,
-            "last_value": result.last_value_mae * deviation,
-            "window_mean": result.window_mean_mae * deviation,
+        mae_by_step = {
+            "federated": result.mae_h * deviation,
+            "last_value": result.last_value_mae_h * deviation,
+            "window_mean": result.window_mean_mae_h * deviation,
         }
+        mae = {name: float(mae_h.mean()) for name, mae_h in mae_by_step.items()}
         return {
             "unit": sequences.scale.unit,
             "round": version.round,
@@ -124,6 +125,7 @@ class Judge:
             "horizon": query.horizon,
             "origins": result.origins,
             "mae": {name: _plain(value) for name, value in mae.items()},
+            "mae_by_step": {name: _list(mae_h) for name, mae_h in mae_by_step.items()},
             "best": min(mae, key=lambda name: mae[name]),
             "coverage": {"80": _plain(result.coverage_80), "95": _plain(result.coverage_95)},
             "values": result.values,

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,7 @@ from icos_fl_client.serving.settings import (
 )
 from icos_fl_client.units import limits_of
 from icos_fl_timeseries_store import ModelVersion
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from icos_fl_local import traces
@@ -56,7 +57,7 @@ def of_traces(folder: Path, options: Replayed) -> Found:
     loaded = [trace for trace in loaded if trace.node in chosen]
     columns = [traces.column_of(name) for trace in loaded for name in trace.columns]
     metrics = choose_metrics(options.metrics, columns)
-    checkpoint = _checkpoint(options.model, metrics) if options.model else None
+    checkpoint = checkpoint_in(options.model, metrics) if options.model else None
     notes = [f"{options.model} may have been trained on these rows"] if options.model else []
     replays = []
     for trace in loaded:
@@ -102,7 +103,7 @@ def _steps(
             notes.append(f"{node}: horizon {duration_text(horizon_s)} is {has}; {limits}")
 
 
-def _checkpoint(file: Path, metrics: Sequence[str]) -> tuple[str, ModelVersion]:
+def checkpoint_in(file: Path, metrics: Sequence[str]) -> tuple[str, ModelVersion]:
     """A metric and its model, as ``icos-fl-server`` wrote them. Raises UsageError."""
     try:
         with safe_open(file, "np") as opened:
@@ -116,6 +117,61 @@ def _checkpoint(file: Path, metrics: Sequence[str]) -> tuple[str, ModelVersion]:
     return metric, ModelVersion(round_, weights, run)
 
 
+@dataclass(frozen=True)
+class Stepped:
+    """One metric of a trace on the grid of a node: t steps, NaN where one has no value."""
+
+    node: str
+    metric: str
+    unit: str
+    interval_ns: int
+    row_distance_ns: int
+    number_t: NDArray[np.int64]
+    end_unix_s_t: NDArray[np.float64]
+    values_t: NDArray[np.float64]
+    rows_t: NDArray[np.float64]
+    """The newest row of each step."""
+
+    def part(self, steps: slice) -> "Stepped":
+        """Some of the steps."""
+        names = ("number_t", "end_unix_s_t", "values_t", "rows_t")
+        return replace(self, **{name: getattr(self, name)[steps] for name in names})
+
+    def combination(self, steps: Sequence[int]) -> tuple[Combination, FederatedModel]:
+        """As a node has it before its first row; the model is silent until it takes a version."""
+        model = FederatedModel(self.node, self.metric, self.interval_ns)
+        lower, upper = limits_of(self.unit)
+        return Combination(steps, [model], lower=lower, upper=upper), model
+
+    def judge(self, combination: Combination, notes: Sequence[str] = ()) -> Judged:
+        """What *combination* says of these steps, and what it is worth."""
+        record = backtest.replay(self.values_t, combination, self.rows_t)
+        about = self.node, self.metric, self.unit, self.interval_ns / 1e9
+        return judge(about, self.end_unix_s_t, self.number_t, record, notes)
+
+
+def stepped(trace: traces.Trace, metric: str, interval_s: float, ahead: int) -> Stepped:
+    """The steps of *metric*, of which a node forecasts up to *ahead* ones."""
+    place = [traces.column_of(name) for name in trace.columns].index(metric)
+    grid = Grid(round(interval_s * 1e9))
+    whole = list(grid.add(trace.times_s * 10**9, trace.values_tf[:, place]))
+    number_t, values_tc = backtest.with_gaps(
+        np.array([step.number for step in whole], np.int64),
+        np.array([[step.mean, step.row] for step in whole]).reshape(-1, 2),
+        GAP_STEPS_MAX + 2 + ahead,  # of more a combination knows nothing either
+    )
+    return Stepped(
+        trace.node,
+        metric,
+        trace.units[place],
+        grid.interval_ns,
+        grid.distance_ns,
+        number_t,
+        np.array([grid.end_ns(number) for number in number_t.tolist()]) / 1e9,
+        *values_tc.T,
+    )
+
+
 def _replay(
     trace: traces.Trace,
     metric: str,
@@ -123,27 +179,13 @@ def _replay(
     steps: Sequence[int],
     checkpoint: tuple[str, ModelVersion] | None,
 ) -> Judged:
-    place = [traces.column_of(name) for name in trace.columns].index(metric)
-    unit = trace.units[place]
-    grid = Grid(interval_s * 10**9)
-    whole = list(grid.add(trace.times_s * 10**9, trace.values_tf[:, place]))
-    number_t, values_tc = backtest.with_gaps(
-        np.array([step.number for step in whole], np.int64),
-        np.array([[step.mean, step.row] for step in whole]).reshape(-1, 2),
-        GAP_STEPS_MAX + 2 + max(steps),  # of more a combination knows nothing either
-    )
-    model = FederatedModel(trace.node, metric, grid.interval_ns)  # a node has one, if it is silent
+    found = stepped(trace, metric, interval_s, max(steps))
+    combination, model = found.combination(steps)
     notes = []
     if checkpoint and checkpoint[0] == metric:
-        model.take(checkpoint[1], History(), grid.distance_ns)
+        model.take(checkpoint[1], History(), found.row_distance_ns)
         notes += [f"{trace.node}, {metric}: {model.why_not}"] if model.why_not else []
-    lower, upper = limits_of(unit)
-    combination = Combination(steps, [model], lower=lower, upper=upper)
-    values_t, rows_t = values_tc.T
-    record = backtest.replay(values_t, combination, rows_t)
-    end_unix_s_t = np.array([grid.end_ns(number) for number in number_t.tolist()]) / 1e9
-    about = trace.node, metric, unit, float(interval_s)
-    return judge(about, end_unix_s_t, number_t, record, notes)
+    return found.judge(combination, notes)
 
 
 def _together(replays: Sequence["functools.partial[Judged]"]) -> Iterator[Judged]:
