@@ -194,7 +194,8 @@ def _from(record: Record, first: int) -> Record:
 
 
 def _be_quiet() -> None:
-    """End at once when told, and say nothing to the terminal."""
+    """Give way to the federation, end at once when told, and say nothing to the terminal."""
+    os.nice(19)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
     sys.stdout = sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - for good
