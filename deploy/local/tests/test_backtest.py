@@ -473,6 +473,7 @@ def figures(judged: Judged, step: int, first: int) -> dict[str, Any]:
         "lower_80": bound_tq[-1, 1],
         "upper_80": bound_tq[-1, 2],
         "last_time_unix_s": judged.end_unix_s_t[-1],
+        "plotted": yhat_t[-10:].tolist(),
     }
 
 
@@ -483,7 +484,8 @@ def test_figures_beside_a_run_are_those_of_backtest_on_the_same_rows(folder: Pat
 
     entry = by_pair(combined(folder, NOWHERE)["results"])["walker", "cpu_usage"]
     expected = figures(judged, 20, FIRST_SCORED)
-    told = {**entry, "held": entry["coverage"]["80"]}
+    plotted = entry["plot"]["panels"]["5m"]["yhat"][-10:]
+    told = {**entry, "held": entry["coverage"]["80"], "plotted": plotted}
     assert {name: told[name] for name in expected} == expected
     assert entry["origins"] == ROWS - FIRST_SCORED - 20
 

@@ -100,6 +100,21 @@ def said_entry(
         "upper_80": 220.0,
         "lower_95": 190.0,
         "upper_95": 230.0,
+        "plot": {
+            "unit": unit,
+            "panels": {
+                "5m": {
+                    "time_unix_s": [START_S + 20 * STEP_S, START_S + 21 * STEP_S],
+                    "yhat": [188.0, 190.0],
+                    "lower_80": [180.0, 182.0],
+                    "upper_80": [200.0, 202.0],
+                    "lower_95": [170.0, 172.0],
+                    "upper_95": [210.0, None],
+                }
+            },
+            "window_time_unix_s": [START_S, START_S + STEP_S],
+            "window": [188.0, 188.4],
+        },
     }
 
 
@@ -312,6 +327,19 @@ def test_write_gives_the_page_first_then_json_and_plots(result, tmp_path):
     assert sorted(names) == sorted(file.name for file in (tmp_path / "out").iterdir())
 
 
+def test_a_plot_is_of_what_the_node_says_or_else_of_the_model_alone(result, tmp_path):
+    said, *others = result["combination"]["results"]
+    result["combination"]["results"] = [said, {**others[0], "origins": 0}]
+
+    report.write(tmp_path, result)
+
+    name = "forecast-node-a-power_consumption.png"
+    assert plots.record("node-a · power_consumption", said["plot"]) == (tmp_path / name).read_bytes()
+    alone = result["backtest"]["results"][1]
+    name = "forecast-node-a-memory_usage.png"
+    assert plots.forecast("node-a · memory_usage", alone) == (tmp_path / name).read_bytes()
+
+
 def test_json_is_the_result_with_null_for_what_is_no_number(result, tmp_path):
     expected = copy.deepcopy(result)
     result["backtest"]["results"][0]["plot"]["actual"][3] = float("nan")
@@ -352,6 +380,7 @@ def test_a_run_without_any_result_still_gives_a_page(result, tmp_path):
 
 
 def test_names_that_no_file_can_have_make_files_that_are_apart(result, tmp_path):
+    result["combination"] = {}
     for entry, node in zip(result["backtest"]["results"], ["../a", "*/a", "_/a"], strict=True):
         entry |= {"node": f"../{node}", "metric": "m"}
     written = report.write(tmp_path, result)

@@ -6,12 +6,13 @@ say), ``history`` (as the ServerApp writes it), ``stages`` (name and seconds) an
 """
 
 import base64
+import functools
 import io
 import json
 import math
 import re
 import statistics
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -63,15 +64,32 @@ def write(folder: Path, result: Result) -> list[Path]:
     written = [write_file(folder / "result.json", as_json.encode())]
     pictures = []
     names: set[str] = set()
-    for entry in result["backtest"].get("results", []):
-        if entry.get("plot"):
-            title = f"{entry['node']} · {entry['metric']}"
-            name = _file_name(f"forecast-{entry['node']}-{entry['metric']}", names)
-            pictures.append((entry["metric"], title, name, plots.forecast(title, entry)))
+    for (node, metric), draw in _plots(result).items():
+        title = f"{node} · {metric}"
+        name = _file_name(f"forecast-{node}-{metric}", names)
+        pictures.append((metric, title, name, draw(title)))
     if loss := plots.loss(result["history"], result["metrics"]):
         pictures.append(("", "Loss a round", _file_name("loss", names), loss))
     written += [write_file(folder / name, png) for _, _, name, png in pictures]
     return [write_file(folder / "index.html", _page(result, pictures).encode()), *written]
+
+
+def _plots(result: Result) -> dict[tuple[str, str], Callable[[str], bytes]]:
+    """By node and metric what draws a plot, given its title.
+
+    Of what the node says, else of the federated model alone.
+    """
+    alone = {
+        (entry["node"], entry["metric"]): functools.partial(plots.forecast, entry=entry)
+        for entry in result["backtest"].get("results", [])
+        if entry.get("plot")
+    }
+    said = {
+        (entry["node"], entry["metric"]): functools.partial(plots.record, entry=entry["plot"])
+        for entry in result["combination"].get("results", [])
+        if entry["origins"]
+    }
+    return alone | said
 
 
 def rows(result: Result) -> list[Row]:

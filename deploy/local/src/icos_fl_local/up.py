@@ -519,7 +519,8 @@ def tell(result: dict[str, Any], out: Path, progress: Progress, *, as_json: bool
     files = [str(file) for file in report.write(out, result)]
     progress.stage("report")
     if as_json:
-        print(json.dumps(result | {"stages": progress.stages, "report": files}), flush=True)
+        told = report.without_nan(result | {"stages": progress.stages, "report": files})
+        print(json.dumps(told), flush=True)
     else:
         progress.release()
         console = Console(file=sys.stdout)

@@ -256,7 +256,16 @@ def _entry(judged: Judged, run: Run) -> Result:
         "upper_80": high_80,
         "lower_95": low_95,
         "upper_95": high_95,
+        "plot": _plot(judged, step),
     }
+
+
+def _plot(judged: Judged, step: int) -> Result:
+    """What was forecast *step* ahead of late, and what came."""
+    late, horizon = judged.of_late(), judged.horizon(step)
+    panel = {name: list(map(_plain, said_t)) for name, said_t in late["panels"][horizon].items()}
+    came = {name: list(map(_plain, late[name])) for name in ("window_time_unix_s", "window")}
+    return {"unit": judged.unit, "panels": {horizon: panel}, **came}
 
 
 def _plain(value: float) -> float | None:

@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 
 from icos_fl_local.errors import UsageError
 
+SHOWN_STEPS = 240
+"""At 15 s a step an hour."""
+
 
 @dataclass(frozen=True)
 class Judged:
@@ -30,6 +33,31 @@ class Judged:
     def horizon(self, step: int) -> str:
         """Such as ``5m``."""
         return duration_text(step * self.interval_seconds)
+
+    def of_late(self) -> dict[str, Any]:
+        """What came in the newest SHOWN_STEPS, or twice the longest horizon, and what was forecast.
+
+        As ``plots.record`` draws it: t moments, NaN where nothing was said.
+        """
+        record, end_s_t = self.record, self.end_unix_s_t
+        shown_steps = max(SHOWN_STEPS, 2 * int(record.steps_h[-1]))
+        first_s = end_s_t[-1] - shown_steps * self.interval_seconds
+        panels = {}
+        for place, step in enumerate(record.steps_h.tolist()):
+            time_s_t = end_s_t + step * self.interval_seconds
+            shown_t = time_s_t > first_s
+            low_95, low_80, high_80, high_95 = record.quantile_tqh[shown_t, :, place].T
+            panels[self.horizon(step)] = {
+                "time_unix_s": time_s_t[shown_t],
+                "yhat": record.yhat_th[shown_t, place],
+                "lower_80": low_80,
+                "upper_80": high_80,
+                "lower_95": low_95,
+                "upper_95": high_95,
+            }
+        came_t = end_s_t > first_s
+        came = {"window_time_unix_s": end_s_t[came_t], "window": record.values_t[came_t]}
+        return {"unit": self.unit, "panels": panels, **came}
 
     def entries(self) -> Iterator[dict[str, Any]]:
         """As plain data, one a horizon."""

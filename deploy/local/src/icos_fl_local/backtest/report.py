@@ -26,7 +26,6 @@ CSV_COLUMNS = (
     "yhat", "lower_80", "upper_80", "lower_95", "upper_95", "actual",
 )  # fmt: skip
 LAST = "last"
-SHOWN_STEPS = 240
 _SHARE_MIN = 0.5
 """Of the combination's origins, of which the best single forecaster must have said something."""
 
@@ -237,27 +236,7 @@ def _on_one_line(heading: str) -> str:
 
 
 def _picture(judged: Judged) -> bytes:
-    """The newest SHOWN_STEPS, or twice the longest horizon, and what was forecast of them."""
-    record, end_s_t = judged.record, judged.end_unix_s_t
-    shown_steps = max(SHOWN_STEPS, 2 * int(record.steps_h[-1]))
-    first_s = end_s_t[-1] - shown_steps * judged.interval_seconds
-    panels = {}
-    for place, step in enumerate(record.steps_h.tolist()):
-        time_s_t = end_s_t + step * judged.interval_seconds
-        shown_t = time_s_t > first_s
-        low_95, low_80, high_80, high_95 = record.quantile_tqh[shown_t, :, place].T
-        panels[judged.horizon(step)] = {
-            "time_unix_s": time_s_t[shown_t],
-            "yhat": record.yhat_th[shown_t, place],
-            "lower_80": low_80,
-            "upper_80": high_80,
-            "lower_95": low_95,
-            "upper_95": high_95,
-        }
-    came_t = end_s_t > first_s
-    came = {"window_time_unix_s": end_s_t[came_t], "window": record.values_t[came_t]}
-    entry = {"unit": judged.unit, "panels": panels, **came}
-    return plots.record(f"{judged.node}, {judged.metric}", entry)
+    return plots.record(f"{judged.node}, {judged.metric}", judged.of_late())
 
 
 def summary(found: Found) -> str:
