@@ -584,6 +584,18 @@ def test_forecaster_says_what_a_replay_says(folder: Path, forecaster: Forecaster
     assert found == {"results": [replayed["walker", "cpu_usage"]], "notes": []}
 
 
+def test_a_young_window_has_a_forecast_and_a_word_about_its_error(forecaster: Forecaster) -> None:
+    found = of_forecaster(forecaster.address, {**RUN, "train-test-split": 0.99}, [ahead(0.0)])
+
+    (entry,) = found["results"]
+    assert (entry["origins"], entry["mae"], entry["coverage"]) == (0, None, {})
+    assert entry["lower_80"] < entry["yhat"] < entry["upper_80"]
+    assert found["notes"] == [
+        "walker, cpu_usage: no error of the combination yet: no row that no node trained on came 5m "
+        "after a forecast"
+    ]
+
+
 @pytest.mark.parametrize(
     ("asked", "note"),
     [

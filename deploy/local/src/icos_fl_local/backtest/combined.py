@@ -23,6 +23,7 @@ from icos_fl_client.forecasting import Combination
 from icos_fl_client.forecasting.backtest import COMBINATION, Record
 from icos_fl_client.serving.grid import DRIFT_SHARE_MAX
 from icos_fl_client.serving.model import DEFAULT_MODEL, FederatedModel
+from icos_fl_client.serving.settings import duration_text
 from icos_fl_timeseries_store import ModelVersion
 from numpy.typing import NDArray
 
@@ -226,6 +227,12 @@ def _result(judged: Sequence[Judged], run: Run, notes: Sequence[str]) -> Result:
     """As plain data: an entry a node and metric, of one step ahead; None is what is not known."""
     notes = [*notes, *(note for each in judged for note in each.notes)]
     results = [_entry(each, run) for each in judged if len(each.end_unix_s_t)]
+    notes += [
+        f"{each['node']}, {each['metric']}: no error of the combination yet: no row that no node "
+        f"trained on came {duration_text(each['step'] * each['interval_seconds'])} after a forecast"
+        for each in results
+        if each["mae"] is None
+    ]
     return {"results": results, "notes": notes}
 
 

@@ -28,7 +28,7 @@ class Judged:
     record: backtest.Record
     scores: list[backtest.StepScores]
     notes: tuple[str, ...] = ()
-    """What there is no figure of, and why."""
+    """What a reader must know of it."""
 
     def horizon(self, step: int) -> str:
         """Such as ``5m``."""
@@ -58,6 +58,15 @@ class Judged:
         came_t = end_s_t > first_s
         came = {"window_time_unix_s": end_s_t[came_t], "window": record.values_t[came_t]}
         return {"unit": self.unit, "panels": panels, **came}
+
+    def without_figures(self) -> list[str]:
+        """Of which steps ahead there are none, and why."""
+        steps = int(np.isfinite(self.record.values_t).sum())
+        return [
+            f"{self.node}, {self.metric}: nothing came {self.horizon(ahead)} after a forecast, "
+            f"in {steps} steps with a value"
+            for ahead in sorted({*self.record.steps_h.tolist()} - {s.step for s in self.scores})
+        ]
 
     def entries(self) -> Iterator[dict[str, Any]]:
         """As plain data, one a horizon."""
@@ -97,22 +106,15 @@ def judge(
     notes: Sequence[str] = (),
 ) -> Judged:
     """Score *record*, *about* which are node, metric, unit and seconds of a step."""
-    node, metric, _, interval_s = about
-    scores = backtest.score(record, backtest.baselines(record, number_t, interval_s))
-    steps = int(np.isfinite(record.values_t).sum())
-    without = [
-        f"{node}, {metric}: nothing came {duration_text(ahead * interval_s)} after a forecast, "
-        f"in {steps} steps with a value"
-        for ahead in sorted({*record.steps_h.tolist()} - {each.step for each in scores})
-    ]
-    return Judged(*about, end_unix_s_t, record, scores, (*notes, *without))
+    scores = backtest.score(record, backtest.baselines(record, number_t, about[3]))
+    return Judged(*about, end_unix_s_t, record, scores, tuple(notes))
 
 
 def gather(source: str, judged: Iterable[Judged], notes: list[str]) -> Found:
     """Keep what has figures."""
     kept = []
     for each in judged:
-        notes += each.notes
+        notes += [*each.notes, *each.without_figures()]
         kept += [each] if each.scores else []
     return Found(source, kept, notes)
 
