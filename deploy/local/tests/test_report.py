@@ -223,7 +223,7 @@ def test_a_row_has_errors_ratio_coverage_and_the_next_five_minutes(result):
         best="combination",
         coverage="75 %",
         ahead="188 → 210 (200 to 220)",
-        ahead_span="5 min",
+        ahead_seconds=300.0,
     )
 
 
@@ -238,7 +238,7 @@ def test_rows_are_those_nodes_and_metrics_of_which_something_is_known(result):
 def test_how_far_ahead_is_named(result):
     for entry in result["combination"]["results"]:
         entry["step"] = 2
-    assert {row.ahead_span for row in report.rows(result)} == {"30 s"}
+    assert {row.ahead_seconds for row in report.rows(result)} == {30.0}
     assert "Mean errors 30 s ahead" in report.text(result)
 
 
@@ -262,11 +262,21 @@ def test_what_is_better_by_rounding_alone_has_no_star(result, mae, best):
 
 
 def test_a_model_that_does_not_reach_as_far_has_no_error_there(result):
-    result["backtest"]["results"][0]["mae_by_step"] = dict.fromkeys(
-        ("federated", "last_value"), [1.0] * 5
-    )
+    by_step = dict.fromkeys(("federated", "last_value"), [1.0] * 5)
+    result["backtest"]["results"][0] |= {"horizon": 5, "mae_by_step": by_step}
     row = report.rows(result)[0]
     assert (row.last, row.ratio, row.federated, row.best) == ("4.00", "0.50", "", "combination")
+    told = "node-a, power_consumption: the federated model forecasts 1.25 min ahead, not 5 min"
+    assert told in report.notes(result)
+
+
+def test_a_model_on_another_grid_is_judged_as_far_ahead(result):
+    by_step = {"federated": [1.0, 2.0, 3.0], "last_value": [2.0, 2.0, 2.0]}
+    other = {"interval_seconds": 150.0, "horizon": 3, "mae_by_step": by_step}
+    result["backtest"]["results"][0] |= other
+    assert report.rows(result)[0].federated == "1.00"
+    result["backtest"]["results"][0]["interval_seconds"] = 200.0
+    assert report.rows(result)[0].federated == ""
 
 
 def test_without_a_combination_the_federated_model_is_told_alone(result):

@@ -53,7 +53,7 @@ class Row:
     """Of the combination's 80 % interval."""
     ahead: str
     """The last value → what the node says, with its 80 % interval."""
-    ahead_span: str
+    ahead_seconds: float
     """How far ahead all of this is: five minutes, or the nearest that there is."""
 
 
@@ -109,6 +109,10 @@ def notes(result: Result) -> list[str]:
 
     And what must be known of the combination.
     """
+    reach_s = {
+        (entry["node"], entry["metric"]): entry["horizon"] * entry["interval_seconds"]
+        for entry in result["backtest"].get("results", [])
+    }
     reasons: dict[tuple[str, str, str], list[str]] = {}
     for what in ("backtest", "forecast"):
         for entry in result[what].get("unavailable", []):
@@ -118,6 +122,12 @@ def notes(result: Result) -> list[str]:
         *(
             f"{node}, {metric}: no {' and no '.join(what)}: {reason}"
             for (node, metric, reason), what in reasons.items()
+        ),
+        *(
+            f"{row.node}, {row.metric}: the federated model forecasts {_duration(seconds)} ahead, "
+            f"not {_duration(row.ahead_seconds)}"
+            for row in rows(result)
+            if (seconds := reach_s.get((row.node, row.metric), math.inf)) < row.ahead_seconds
         ),
         *result["combination"].get("notes", []),
     ]
@@ -146,7 +156,7 @@ def summary(result: Result) -> str:
         if ratios
     ]
     if not sentences:
-        return "No error could be computed: no node had a usable sequence in its validation part."
+        return "No error could be computed."
     if (coverage := pooled_coverage(result)) is not None:
         held = f"The combination's 80 % interval held {percent(coverage)} of what then came."
         sentences.append(held)
@@ -229,11 +239,7 @@ def _row(node: str, metric: str, alone: Result | None, said: Result | None) -> R
     """*alone* is of the federated model, *said* of the combination."""
     interval_s = (said or alone or {})["interval_seconds"]
     step = said["step"] if said else _step_ahead(alone or {})
-    by_step = alone["mae_by_step"] if alone else {}
-    model, naive = (
-        by_step[name][step - 1] if step <= len(by_step.get(name, ())) else None
-        for name in (FEDERATED, LAST)
-    )
+    model, naive = _alone_ahead(alone, step * interval_s) if alone else (None, None)
     # Of the same rows on the same grid as the combination's, where there is one.
     last = said["last_value_mae"] if said and said["mae"] is not None else naive
     ratio = f"{said['ratio']:.2f}" if said and said["ratio"] is not None else ""
@@ -249,8 +255,17 @@ def _row(node: str, metric: str, alone: Result | None, said: Result | None) -> R
         best=_best({LAST: "1.00" if last else "", COMBINATION: ratio, FEDERATED: federated}),
         coverage=percent(said["coverage"]["80"]) if said and "80" in said["coverage"] else "",
         ahead=_ahead(said) if said else "",
-        ahead_span=_duration(step * interval_s),
+        ahead_seconds=step * interval_s,
     )
+
+
+def _alone_ahead(alone: Result, ahead_s: float) -> tuple[float | None, float | None]:
+    """Errors of the federated model and of the last value, of a step that ends *ahead_s* later."""
+    steps = round(ahead_s / alone["interval_seconds"])
+    if not math.isclose(steps * alone["interval_seconds"], ahead_s) or steps > alone["horizon"]:
+        return None, None
+    by_step = alone["mae_by_step"]
+    return by_step[FEDERATED][steps - 1], by_step[LAST][steps - 1]
 
 
 def _best(ratios: dict[str, str]) -> str:
@@ -279,7 +294,8 @@ def _duration(seconds: float) -> str:
 
 
 def _span(shown: list[Row]) -> str:
-    return " or ".join(sorted({row.ahead_span for row in shown})) or _duration(FORECAST_SECONDS)
+    spans = sorted({row.ahead_seconds for row in shown}) or [FORECAST_SECONDS]
+    return " or ".join(map(_duration, spans))
 
 
 def number(value: float | None) -> str:
