@@ -196,7 +196,7 @@ def _from(record: Record, first: int) -> Record:
 
 def _be_quiet() -> None:
     """Give way to the federation, end at once when told, and say nothing to the terminal."""
-    os.nice(19)
+    os.nice(5)  # more would starve them where others compute
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
     sys.stdout = sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - for good
