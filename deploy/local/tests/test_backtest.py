@@ -526,13 +526,60 @@ def test_window_that_is_too_short_to_score_still_has_a_forecast(tmp_path: Path) 
     assert entry["lower_80"] < entry["yhat"] < entry["upper_80"]
 
 
-def test_model_of_ones_own_is_left_out_and_told(folder: Path, checkpoint: Path) -> None:
-    found = combined(folder, checkpoint.parents[1], model="own:module")
-    assert found["notes"] == [
-        "The combination is without the model here, which is none that a replay can ask; on a node "
-        "it takes part as rows come."
-    ]
-    assert found["results"] == combined(folder, NOWHERE)["results"]
+@pytest.fixture
+def own_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Of a module of one's own that repeats the last value, from 8 steps, 4 ahead."""
+    folder = tmp_path / "own"
+    folder.mkdir()
+    (folder / "repeats_the_last.py").write_text(
+        "import torch\n\n\n"
+        "class Repeat(torch.nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.weight = torch.nn.Parameter(torch.ones(1))\n\n"
+        "    def forward(self, windows):\n"
+        "        return self.weight * windows[:, -1:, 0].expand(-1, 4)\n\n\n"
+        "def build(**_):\n"
+        "    return Repeat()\n"
+    )
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.setenv("PYTHONPATH", str(folder))
+    run = {"metric": "cpu_usage", "time-step": 8, "horizon": 4, "model": "repeats_the_last:build"}
+    weights = Flat.of({"weight": np.ones(1, np.float32)})
+    Checkpoints(tmp_path, run).save("cpu_usage", Checkpoint(7, weights))
+    return tmp_path / "cpu_usage" / "latest.safetensors"
+
+
+def test_model_of_ones_own_is_fed_as_on_a_node(folder: Path, own_checkpoint: Path) -> None:
+    found = of_traces(folder, Replayed(("walker",), (), ("1m",), model=own_checkpoint))
+
+    said = scores(entry(found, "walker", "cpu_usage", "1m"))
+    assert said["model"]["origins"] == ROWS - 7 - 4
+    assert said["model"]["ratio"] == pytest.approx(1.0, abs=1e-6)
+    assert found.notes == [f"{own_checkpoint} may have been trained on these rows"]
+
+
+def test_model_of_ones_own_takes_part_beside_a_run(folder: Path, own_checkpoint: Path) -> None:
+    asked = {"horizon": 4, "time-step": 8}
+    found = combined(folder, own_checkpoint.parents[1], **asked)
+    assert found["notes"] == []
+    alone, with_model = (
+        by_pair(each["results"])["walker", "cpu_usage"]
+        for each in (combined(folder, NOWHERE, **asked), found)
+    )
+    assert alone["origins"] == with_model["origins"]
+    assert alone["mae"] != with_model["mae"]
+
+
+def test_model_that_cannot_be_imported_is_left_out_and_told(folder: Path, tmp_path: Path) -> None:
+    run = {"metric": "cpu_usage", "time-step": 8, "horizon": 4, "model": "no_such_thing:build"}
+    weights = Flat.of({"weight": np.ones(1, np.float32)})
+    Checkpoints(tmp_path, run).save("cpu_usage", Checkpoint(7, weights))
+
+    found = combined(folder, tmp_path, horizon=4)
+    told = "walker, cpu_usage: the model of round 7 cannot be used: "
+    assert [note for note in found["notes"] if note.startswith(told)] != []
+    assert found["results"] == combined(folder, NOWHERE, horizon=4)["results"]
 
 
 @pytest.mark.parametrize(
@@ -591,8 +638,8 @@ def test_a_young_window_has_a_forecast_and_a_word_about_its_error(forecaster: Fo
     assert (entry["origins"], entry["mae"], entry["coverage"]) == (0, None, {})
     assert entry["lower_80"] < entry["yhat"] < entry["upper_80"]
     assert found["notes"] == [
-        "walker, cpu_usage: no error of the combination yet: no row that no node trained on came 5m "
-        "after a forecast"
+        "walker, cpu_usage: no error of the combination yet: no row that no node trained on came "
+        "5m after a forecast"
     ]
 
 

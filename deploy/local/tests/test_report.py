@@ -344,7 +344,9 @@ def test_a_plot_is_of_what_the_node_says_or_else_of_the_model_alone(result, tmp_
     report.write(tmp_path, result)
 
     name = "forecast-node-a-power_consumption.png"
-    assert plots.record("node-a · power_consumption", said["plot"]) == (tmp_path / name).read_bytes()
+    assert (
+        plots.record("node-a · power_consumption", said["plot"]) == (tmp_path / name).read_bytes()
+    )
     alone = result["backtest"]["results"][1]
     name = "forecast-node-a-memory_usage.png"
     assert plots.forecast("node-a · memory_usage", alone) == (tmp_path / name).read_bytes()

@@ -79,12 +79,12 @@ def _plots(result: Result) -> dict[tuple[str, str], Callable[[str], bytes]]:
 
     Of what the node says, else of the federated model alone.
     """
-    alone = {
+    alone: dict[tuple[str, str], Callable[[str], bytes]] = {
         (entry["node"], entry["metric"]): functools.partial(plots.forecast, entry=entry)
         for entry in result["backtest"].get("results", [])
         if entry.get("plot")
     }
-    said = {
+    said: dict[tuple[str, str], Callable[[str], bytes]] = {
         (entry["node"], entry["metric"]): functools.partial(plots.record, entry=entry["plot"])
         for entry in result["combination"].get("results", [])
         if entry["origins"]

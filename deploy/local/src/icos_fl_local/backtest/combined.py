@@ -22,7 +22,7 @@ import numpy as np
 from icos_fl_client.forecasting import Combination
 from icos_fl_client.forecasting.backtest import COMBINATION, Record
 from icos_fl_client.serving.grid import DRIFT_SHARE_MAX
-from icos_fl_client.serving.model import DEFAULT_MODEL, FederatedModel
+from icos_fl_client.serving.model import FederatedModel
 from icos_fl_client.serving.settings import duration_text
 from icos_fl_timeseries_store import ModelVersion
 from numpy.typing import NDArray
@@ -53,7 +53,6 @@ class Run:
     train_share: float
     lookback: int
     horizon: int
-    is_default_model: bool
 
     @classmethod
     def of(cls, config: Mapping[str, Value]) -> "Run":
@@ -62,7 +61,6 @@ class Run:
             float(config["train-test-split"]),
             int(config["time-step"]),
             int(config["horizon"]),
-            config["model"] == DEFAULT_MODEL and not config["features"],
         )
 
     def ahead(self, interval_s: float) -> int:
@@ -117,18 +115,11 @@ class Replays:
 
     def judge(self, checkpoints: Path) -> Result:
         """What nodes would have said with the models in this folder."""
-        versions: dict[str, ModelVersion] = {}
         notes = list(self._notes)
         metrics = {metric for metric, _ in self._learning}
-        if self._run.is_default_model:
-            files = {metric: checkpoints / metric / "latest.safetensors" for metric in metrics}
-            there = [file for file in files.values() if file.exists()]
-            versions = dict(checkpoint_in(file, list(metrics)) for file in there)
-        else:
-            notes.append(
-                "The combination is without the model here, which is none that a replay can ask; "
-                "on a node it takes part as rows come."
-            )
+        files = {metric: checkpoints / metric / "latest.safetensors" for metric in metrics}
+        there = [file for file in files.values() if file.exists()]
+        versions = dict(checkpoint_in(file, list(metrics)) for file in there)
         try:
             judging = [
                 self._pool.submit(_judge, learning.result(), versions.get(metric))
@@ -217,10 +208,7 @@ def _learn(trace: traces.Trace, metric: str, interval_s: float, run: Run) -> _Le
 
 
 def _judge(learned: _Learned, version: ModelVersion | None) -> Judged:
-    rest, model = learned.rest, learned.model
-    model.take(version, learned.combination.history, rest.row_distance_ns)
-    why_not = f"{rest.node}, {rest.metric}: {model.why_not}"
-    return rest.judge(learned.combination, [why_not] if version and model.why_not else [])
+    return learned.rest.judge(learned.combination, learned.model, version)
 
 
 def _result(judged: Sequence[Judged], run: Run, notes: Sequence[str]) -> Result:

@@ -1,5 +1,6 @@
 """Recorded traces, replayed step by step into the combination that a node runs."""
 
+import contextlib
 import functools
 import json
 import math
@@ -12,8 +13,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from icos_fl_client.data import Latest, Scale
+from icos_fl_client.errors import NoSequences
 from icos_fl_client.forecasting import Combination, History, backtest
 from icos_fl_client.forecasting.history import GAP_STEPS_MAX
+from icos_fl_client.processor_client import Query
 from icos_fl_client.serving.grid import DRIFT_SHARE_MAX, Grid
 from icos_fl_client.serving.model import FederatedModel
 from icos_fl_client.serving.settings import (
@@ -23,7 +27,9 @@ from icos_fl_client.serving.settings import (
     duration_text,
 )
 from icos_fl_client.units import limits_of
-from icos_fl_timeseries_store import ModelVersion
+from icos_fl_processor import Processor, ProcessorError
+from icos_fl_processor.convert import spec
+from icos_fl_timeseries_store import MemoryStore, ModelVersion
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
@@ -121,7 +127,7 @@ def checkpoint_in(file: Path, metrics: Sequence[str]) -> tuple[str, ModelVersion
 class Stepped:
     """One metric of a trace on the grid of a node: t steps, NaN where one has no value."""
 
-    node: str
+    trace: traces.Trace
     metric: str
     unit: str
     interval_ns: int
@@ -139,15 +145,60 @@ class Stepped:
 
     def combination(self, steps: Sequence[int]) -> tuple[Combination, FederatedModel]:
         """As a node has it before its first row; the model is silent until it takes a version."""
-        model = FederatedModel(self.node, self.metric, self.interval_ns)
+        model = FederatedModel(self.trace.node, self.metric, self.interval_ns)
         lower, upper = limits_of(self.unit)
         return Combination(steps, [model], lower=lower, upper=upper), model
 
-    def judge(self, combination: Combination, notes: Sequence[str] = ()) -> Judged:
-        """What *combination* says of these steps, and what it is worth."""
+    def judge(
+        self, combination: Combination, model: FederatedModel, version: ModelVersion | None
+    ) -> Judged:
+        """What *combination* says of these steps with its *model* in this *version*."""
+        recorded = RecordedProcessor(self.trace, self.end_unix_s_t, combination.history)
+        model.processor = lambda: contextlib.nullcontext(recorded)
+        model.take(version, combination.history, self.row_distance_ns)
         record = backtest.replay(self.values_t, combination, self.rows_t)
-        about = self.node, self.metric, self.unit, self.interval_ns / 1e9
+        said_th = record.said_tkh[:, combination.names.index(*model.names)]
+        notes = []
+        if version and not np.isfinite(said_th).any():
+            notes = [f"{self.trace.node}, {self.metric}: {model.why_not}"]
+        about = self.trace.node, self.metric, self.unit, self.interval_ns / 1e9
         return judge(about, self.end_unix_s_t, self.number_t, record, notes)
+
+
+class RecordedProcessor:
+    """What a node's processor would give a model of one's own, as the rows of *trace* come.
+
+    It has those of the steps that *history* has by then; those that are still to come end at
+    *end_unix_s_t*.
+    """
+
+    def __init__(
+        self, trace: traces.Trace, end_unix_s_t: NDArray[np.float64], history: History
+    ) -> None:
+        self._trace, self._end_unix_s_t, self._history = trace, end_unix_s_t, history
+        self._steps_before = history.count
+        self._columns = [traces.column_of(name) for name in trace.columns]
+        self._units = dict(zip(self._columns, trace.units, strict=True))
+        store = MemoryStore()
+        self._window = store.create_window(trace.node, len(trace.times_s))
+        self._processor = Processor(store)
+        self._rows = 0
+
+    def latest(self, query: Query) -> Latest:
+        """The newest lookback. Raises NoSequences."""
+        end_unix_s = self._end_unix_s_t[self._history.count - self._steps_before - 1]
+        known = int(np.searchsorted(self._trace.times_s, end_unix_s))
+        times_ns_t = self._trace.times_s[self._rows : known] * 10**9
+        values_tf = self._trace.values_tf[self._rows : known]
+        self._window.append(self._columns, times_ns_t, values_tf, self._units)
+        self._rows = known
+        try:
+            found = self._processor.latest(spec(query.series()))
+        except ProcessorError as error:
+            raise NoSequences(str(error)) from None
+        metric = found.columns[0]
+        scale = Scale(metric.unit, metric.mean, metric.standard_deviation)
+        return Latest(found.rows_sf, scale, found.interval_ns, found.last_time_ns)
 
 
 def stepped(trace: traces.Trace, metric: str, interval_s: float, ahead: int) -> Stepped:
@@ -161,7 +212,7 @@ def stepped(trace: traces.Trace, metric: str, interval_s: float, ahead: int) -> 
         GAP_STEPS_MAX + 2 + ahead,  # of more a combination knows nothing either
     )
     return Stepped(
-        trace.node,
+        trace,
         metric,
         trace.units[place],
         grid.interval_ns,
@@ -180,12 +231,8 @@ def _replay(
     checkpoint: tuple[str, ModelVersion] | None,
 ) -> Judged:
     found = stepped(trace, metric, interval_s, max(steps))
-    combination, model = found.combination(steps)
-    notes = []
-    if checkpoint and checkpoint[0] == metric:
-        model.take(checkpoint[1], History(), found.row_distance_ns)
-        notes += [f"{trace.node}, {metric}: {model.why_not}"] if model.why_not else []
-    return found.judge(combination, notes)
+    version = checkpoint[1] if checkpoint and checkpoint[0] == metric else None
+    return found.judge(*found.combination(steps), version)
 
 
 def _together(replays: Sequence["functools.partial[Judged]"]) -> Iterator[Judged]:

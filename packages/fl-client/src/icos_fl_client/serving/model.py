@@ -1,6 +1,7 @@
 """The federated model that a node keeps, as one more forecaster."""
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -14,7 +15,7 @@ from icos_fl_client.errors import ClientError
 from icos_fl_client.forecasting import History, Steps
 from icos_fl_client.forecasting.anchor_lstm import AnchorLSTM
 from icos_fl_client.forecasting.history import STEPS_MAX, Array
-from icos_fl_client.processor_client import ProcessorClient
+from icos_fl_client.processor_client import Query
 from icos_fl_client.serving.grid import DRIFT_SHARE_MAX
 from icos_fl_client.settings import RunConfig, parse
 
@@ -31,6 +32,12 @@ class Predictor(Protocol):
     def forecast(self, history: History, steps_h: Steps) -> Array: ...
 
 
+class Feed(Protocol):
+    """Who gives a model its input, as in training: a ``ProcessorClient``."""
+
+    def latest(self, query: Query) -> Latest: ...
+
+
 @dataclass
 class FederatedModel:
     """The newest global model of one metric; says nothing while there is none that fits.
@@ -42,7 +49,7 @@ class FederatedModel:
     node: str
     metric: str
     interval_ns: int
-    processor: Callable[[], ProcessorClient] | None = None
+    processor: Callable[[], AbstractContextManager[Feed]] | None = None
 
     names = ("model",)
 
@@ -125,7 +132,7 @@ class _Module:
         metric: str,
         run: RunConfig,
         weights: Mapping[str, NDArray[Any]],
-        processor: Callable[[], ProcessorClient],
+        processor: Callable[[], AbstractContextManager[Feed]],
     ) -> None:
         from icos_fl_client import forecasts
         from icos_fl_client.node import build_model, load_weights
