@@ -29,6 +29,7 @@ from icos_fl_local.supervisor import Supervisor
 UP_SECONDS = 200.0
 STOP_SECONDS = 60.0
 FORECASTER_SECONDS = 120.0
+BACK_SECONDS = 90.0
 # Small, so that the whole stays under five minutes on two cores.
 SMALL = ("-c", "time-step=20", "-c", "horizon=5", "-c", "local-epochs=1", "-c", "batch-size=256")
 
@@ -343,6 +344,80 @@ def test_status_names_a_sensor_that_cannot_be_read_until_it_can(kept: Kept) -> N
     assert set(asked["metrics"]) - set(learned) == {"power_consumption"}
     send(rows + 1, rows + 2, power=21.0)
     assert command_line.run("status")[0] == 0
+
+
+def kill(command_line: CommandLine, part: str) -> None:
+    """Kill *part* of a deployment that goes on; come back when all is well again."""
+    components = json.loads(command_line.run("status", "--json")[1])["components"]
+    before = components[part]["pid"]
+    os.kill(before, signal.SIGKILL)
+    until = time.monotonic() + BACK_SECONDS
+    status, out = command_line.run("status", "--json")
+    assert status == 1, out
+    while status or json.loads(out)["components"][part]["pid"] == before:
+        assert time.monotonic() < until, out
+        status, out = command_line.run("status", "--json")
+    print(f"{part} is back after {BACK_SECONDS - until + time.monotonic():.1f} s")
+
+
+def test_a_part_that_dies_is_started_again_and_told(kept: Kept) -> None:
+    command_line, _ = kept
+    kill(command_line, "forecaster")
+    logs = command_line.folder / ".icos-fl" / "logs"
+    (line,) = (
+        line
+        for line in (logs / "launcher.log").read_text().splitlines()
+        if "forecaster died" in line
+    )
+    assert line.endswith(
+        "forecaster died (killed by SIGKILL); it is started again in 1 s; "
+        f"log: {logs / 'forecaster.log'}"
+    )
+    _, out = command_line.run("status")
+    assert "died 1×, last killed by SIGKILL" in out
+
+
+@pytest.mark.slow
+def test_each_part_that_dies_comes_back_and_nodes_learn_on(kept: Kept) -> None:
+    """``uv run pytest tests/e2e/test_up.py -m slow -s``, 5 minutes."""
+    command_line, result = kept
+    running = json.loads((command_line.folder / ".icos-fl" / "deployment.json").read_text())
+    for part in running["components"]:
+        kill(command_line, part)
+    status, out = command_line.run("train", "--json", "--rounds", "1", timeout_seconds=UP_SECONDS)
+    assert status == 0, out
+    # Those that were killed are nodes too, until the SuperLink has missed their heartbeat.
+    assert set(json.loads(out)["history"]["nodes"]) >= set(result["nodes"])
+
+
+@pytest.mark.slow
+def test_a_run_that_fails_while_it_is_kept_does_not_end_what_goes_on(icos_fl: CommandLine) -> None:
+    steps = ("-c", "interval=1", "-c", "time-step=16", "-c", "horizon=4", "--metric", "cpu_usage")
+    status, out = icos_fl.run(
+        *("up", "--source", "host", "--keep", "--rounds", "3", *steps, *SMALL[4:]),
+        timeout_seconds=UP_SECONDS,
+    )
+    assert status == 0, out
+    runs = icos_fl.folder / ".icos-fl" / "runs"
+
+    def until_a_run(state: str, since: int) -> int:
+        """The number of the first run after *since* that is in *state*."""
+        deadline = time.monotonic() + UP_SECONDS
+        while time.monotonic() < deadline:
+            for folder in sorted(runs.iterdir()):
+                history = read_history(folder / "history.json")
+                if int(folder.name) > since and history and history["state"] == state:
+                    return int(folder.name)
+            time.sleep(0.1)
+        raise AssertionError(icos_fl.run("logs", "launcher")[1])
+
+    under_way = until_a_run("running", 1)
+    kill(icos_fl, "superlink")
+    assert until_a_run("failed", under_way - 1) == under_way
+    until_a_run("finished", under_way)
+    assert icos_fl.run("status")[0] == 0
+    assert icos_fl.run("down", timeout_seconds=STOP_SECONDS)[0] == 0
+    assert icos_fl.left() == []
 
 
 @pytest.mark.parametrize("stage", ["valkey: up", "window of"])

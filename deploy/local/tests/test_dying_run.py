@@ -1,6 +1,9 @@
 """A run whose ServerApp dies without a word, on a real SuperLink."""
 
 import io
+import os
+import signal
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,6 +42,18 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Deployme
         yield deployment, supervisor
 
 
+def app_in(folder: Path, code: str) -> Path:
+    """A Flower app whose ServerApp runs *code* when it is imported."""
+    app = folder / "app"
+    app.mkdir()
+    (app / "pyproject.toml").write_text(PYPROJECT)
+    (app / "server_app.py").write_text(
+        f"{code}\nfrom flwr.serverapp import ServerApp\napp = ServerApp()\n"
+    )
+    (app / "client_app.py").write_text("from flwr.clientapp import ClientApp\napp = ClientApp()\n")
+    return app
+
+
 @pytest.mark.parametrize(
     ("code", "reason"),
     [
@@ -57,13 +72,7 @@ def test_a_serverapp_that_dies_at_import_is_told_as_soon_as_its_log_ends(
     monkeypatch.setattr(run, "_SILENCE_SECONDS", float("inf"))
     died = tmp_path / "died"
     code = f"from pathlib import Path\nPath({str(died)!r}).touch()\n{code}"
-    app = tmp_path / "app"
-    app.mkdir()
-    (app / "pyproject.toml").write_text(PYPROJECT)
-    (app / "server_app.py").write_text(
-        f"{code}\nfrom flwr.serverapp import ServerApp\napp = ServerApp()\n"
-    )
-    (app / "client_app.py").write_text("from flwr.clientapp import ClientApp\napp = ClientApp()\n")
+    app = app_in(tmp_path, code)
     config = {"result-dir": str(tmp_path / "result")}
     with pytest.raises(LocalError) as raised:
         run.train(*running, config, Progress(io.StringIO()), app=app)
@@ -73,3 +82,31 @@ def test_a_serverapp_that_dies_at_import_is_told_as_soon_as_its_log_ends(
     assert history is not None
     assert history["state"] == "failed"
     assert reason in history["reason"]
+
+
+def test_a_run_ends_that_a_superlink_which_was_started_again_does_not_know(
+    running: tuple[Deployment, Supervisor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, supervisor = running
+    monkeypatch.setattr(run, "_SILENCE_SECONDS", 1.0)
+    monkeypatch.setattr(supervisor, "restarts", True)
+    begun = tmp_path / "begun"
+    app = app_in(
+        tmp_path, f"import pathlib, time\npathlib.Path({str(begun)!r}).touch()\ntime.sleep(600)"
+    )
+    before = supervisor.pids["superlink"]
+
+    def kill() -> None:
+        while not begun.exists():
+            time.sleep(0.1)
+        os.kill(before, signal.SIGKILL)
+
+    killing = threading.Thread(target=kill, daemon=True)
+    killing.start()
+    config = {"result-dir": str(tmp_path / "result")}
+    with pytest.raises(LocalError, match="the SuperLink was started again meanwhile"):
+        run.train(*running, config, Progress(io.StringIO()), app=app)
+    assert supervisor.ended["superlink"].how == "killed by SIGKILL"
+    assert supervisor.pids["superlink"] != before
+    history = run.read_history(tmp_path / "result/history.json")
+    assert (history or {})["state"] == "failed"

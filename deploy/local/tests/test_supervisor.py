@@ -12,8 +12,9 @@ from pathlib import Path
 
 import psutil
 import pytest
+from icos_fl_local import supervisor as supervisor_module
 from icos_fl_local.errors import Interrupted, LocalError
-from icos_fl_local.supervisor import Component, ComponentDied, Supervisor, TaskFailed
+from icos_fl_local.supervisor import Component, ComponentDied, Ended, Supervisor, TaskFailed
 
 PATIENCE_SECONDS = 20.0
 SLEEPER = "import time; time.sleep(600)"
@@ -96,6 +97,46 @@ def test_a_killed_component_is_said_to_be_killed(supervisor: Supervisor) -> None
     os.kill(supervisor.pids["backend"], signal.SIGKILL)
     with pytest.raises(ComponentDied, match=r"^backend died \(killed by SIGKILL\)"):
         supervisor.during(lambda: time.sleep(PATIENCE_SECONDS))
+
+
+def test_a_component_that_ends_is_started_again_where_it_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor_module, "_DELAY_SECONDS", 0.1)
+    told: list[tuple[str, str]] = []
+    with Supervisor(tmp_path, os.environ, lambda *change: told.append(change)) as supervisor:
+        supervisor.start([Component("page", python(SLEEPER)), Component("store", python(SLEEPER))])
+        supervisor.restarts = True
+        before = supervisor.pids
+        os.kill(before["page"], signal.SIGKILL)
+        until(lambda: not alive(before["page"]))
+        told.clear()
+        supervisor.check()
+        assert (told, list(supervisor.pids)) == ([("page", "ended")], ["store"])
+        until(lambda: (supervisor.check(), ("page", "up") in told)[1])
+        assert told == [("page", "ended"), ("page", "starting"), ("page", "up")]
+        assert supervisor.ended == {"page": Ended(1, "killed by SIGKILL", 0.1)}
+        assert supervisor.pids["store"] == before["store"]
+        assert supervisor.pids["page"] != before["page"]
+
+
+def test_a_component_that_ends_again_and_again_waits_longer_and_keeps_its_log(
+    supervisor: Supervisor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor_module, "_DELAY_SECONDS", 0.05)
+    supervisor.restarts = True
+    supervisor.start([Component("broken", python("print('hello'); raise SystemExit(3)"))])
+    delays = set()
+
+    def has_ended_thrice() -> bool:
+        supervisor.check()
+        delays.update(ended.delay_seconds for ended in supervisor.ended.values())
+        return "broken" in supervisor.ended and supervisor.ended["broken"].times == 3
+
+    until(has_ended_thrice)
+    assert delays == {0.05, 0.1, 0.2}
+    assert supervisor.ended["broken"].how == "exit status 3"
+    assert (tmp_path / "broken.log").read_text() == 3 * "hello\n"
 
 
 def test_a_task_gives_what_it_printed(supervisor: Supervisor) -> None:

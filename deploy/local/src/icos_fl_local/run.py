@@ -20,6 +20,7 @@ _POLL_SECONDS = 0.5
 # A ServerApp that dies cannot write it in the history, so the SuperLink is asked: when the log that
 # is followed ends, and after a silence.
 _SILENCE_SECONDS = 45.0
+_LOST = "Run ID not found"  # a SuperLink forgets its runs when it ends
 _COMPLAINTS_MAX = 8  # at once
 _SUBMITTED = re.compile(r"Successfully started run (\d+)")
 WAITING = "training: waiting for nodes"
@@ -230,17 +231,20 @@ def _run_id(submission: Task) -> str:
 
 
 def _ensure_alive(supervisor: Supervisor, submission: Task, run_id: str, history: Path) -> None:
-    """Raise LocalError if the SuperLink says that the run is over."""
+    """Raise LocalError if the SuperLink says that the run is over, or knows none like it."""
     command = (*script("flwr"), "list", "local", "--run-id", run_id, "--format", "json")
-    runs = _json(supervisor.call("flwr-list", command)).get("runs", [])
+    answer = _json(supervisor.call("flwr-list", command))
+    runs = answer.get("runs", [])
     facts = runs[0] if runs else {}
     status = str(facts.get("status", ""))
+    lost = _LOST in answer.get("error-message", "")
     over = read_history(history)
-    if not status.startswith("finished") or (over and over["state"] in OVER):
+    if not (lost or status.startswith("finished")) or (over and over["state"] in OVER):
         return
     log = supervisor.log_path("flwr-log")
     log.write_text(submission.printed)
-    reason = f"it ended without a word: {facts.get('status-details') or status}"
+    how = facts.get("status-details") or status or "the SuperLink was started again meanwhile"
+    reason = f"it ended without a word: {how}"
     _note_failure(history, run_id, reason)
     last = "".join(f"\n  | {line[:300]}" for line in log_tail(log, 10) if line)
     raise LocalError(f"the run failed: {reason}; its last lines:{last}\nlog: {log}")

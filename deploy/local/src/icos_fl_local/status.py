@@ -81,7 +81,9 @@ def of_deployment(state: StateFolder, *, as_json: bool) -> int:
 def _component(facts: Facts, metrics_port: int | None) -> Facts:
     """What is known of a component, with what it says itself if it says anything."""
     found = facts | {"metrics_port": metrics_port, "waits_for": "", "reason": ""}
-    if facts["pid"] is None or not Path(f"/proc/{facts['pid']}").exists():
+    if facts["pid"] is None and "ended" in facts:
+        told = {"health": "down", "reason": "it will be started again"}
+    elif facts["pid"] is None or not Path(f"/proc/{facts['pid']}").exists():
         told = {"health": "down", "reason": "its process is not there"}
     elif not is_listening(facts["port"]):
         told = {"health": "down", "reason": f"nobody listens on port {facts['port']}"}
@@ -177,6 +179,8 @@ def _text(found: Facts) -> str:
     for name, facts in found["components"].items():
         metrics = f", metrics {facts['metrics_port']}" if facts["metrics_port"] else ""
         words = _words({**facts, "part": name})
+        if ended := facts.get("ended"):
+            metrics += f", died {ended['times']}×, last {ended['how']}"
         lines.append(
             f"  {words}: pid {facts['pid'] or '-'}, port {facts['port']}{metrics}{_why(facts)}"
         )

@@ -21,6 +21,7 @@ from icos_fl_local.errors import Interrupted, LocalError
 T = TypeVar("T")
 _POLL_SECONDS = 0.1
 _LOG_LINES = 10
+_DELAY_SECONDS, _DELAY_SECONDS_MAX = 1.0, 60.0
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -49,12 +50,27 @@ class TaskFailed(LocalError):
     """A command that should have worked did not."""
 
 
+@dataclass(frozen=True)
+class Ended:
+    """What is known of a component that has ended by itself and is started again."""
+
+    times: int
+    how: str
+    """The last time."""
+    delay_seconds: float
+    """From then until it is started again; doubled, up to a minute, if that was soon."""
+
+
 @dataclass
 class _Running:
     component: Component
     process: subprocess.Popen[bytes]
     log: Path
     is_ready: bool = False
+    started: float = field(default_factory=time.monotonic)
+    ended: Ended | None = None
+    start_at: float | None = None
+    """Of one that is down."""
 
 
 @dataclass(frozen=True)
@@ -108,10 +124,12 @@ class Supervisor:
         env: Mapping[str, str],
         changed: Callable[[str, str], None] = lambda _name, _state: None,
     ) -> None:
-        """*changed* hears of a component's states: starting, up, stopping, stopped."""
+        """*changed* hears of a component's states: starting, up, ended, stopping, stopped."""
         self._log_folder = log_folder
         self._env = dict(env)
         self._changed = changed
+        self.restarts = False
+        """Is a component that ends started again? Else that is an error."""
         self._running: dict[str, _Running] = {}
         self._tasks: list[subprocess.Popen[bytes]] = []
         self._others = guard.descendants()
@@ -129,8 +147,17 @@ class Supervisor:
 
     @property
     def pids(self) -> dict[str, int]:
-        """Process ids of the components that were started, in order."""
-        return {name: running.process.pid for name, running in self._running.items()}
+        """Process ids of the components that run, in the order in which they were started first."""
+        return {
+            name: running.process.pid
+            for name, running in self._running.items()
+            if running.start_at is None
+        }
+
+    @property
+    def ended(self) -> dict[str, Ended]:
+        """Those that have ended by themselves, whether or not they run again."""
+        return {name: each.ended for name, each in self._running.items() if each.ended}
 
     def log_path(self, name: str) -> Path:
         """Where *name* logs."""
@@ -165,13 +192,21 @@ class Supervisor:
             time.sleep(_POLL_SECONDS)
 
     def check(self) -> None:
-        """Raise ComponentDied if a component has ended."""
-        for running in self._running.values():
+        """Raise ComponentDied if a component has ended; with ``restarts`` start it again.
+
+        Call it again and again: a component that ends soon after its start waits for the next.
+        """
+        for name, running in self._running.items():
             status = _status(running.process)
-            if status is not None:
-                raise ComponentDied(
-                    f"{running.component.name} died ({_ending(status)})" + _log_end(running.log)
-                )
+            if status is None:
+                if running.ended:
+                    self._is_ready(name)  # tells that it is up again
+            elif not self.restarts:
+                raise ComponentDied(f"{name} died ({_ending(status)})" + _log_end(running.log))
+            elif running.start_at is None:
+                self._note_end(running, _ending(status))
+            elif time.monotonic() >= running.start_at:
+                self._start(running.component, running.ended)
 
     def call(
         self, name: str, command: tuple[str, ...], env: Mapping[str, str] | None = None
@@ -253,12 +288,21 @@ class Supervisor:
         self._tasks.clear()
         return guard.end_descendants(grace_seconds=2.0, spare=self._others)
 
-    def _start(self, component: Component) -> None:
+    def _start(self, component: Component, ended: Ended | None = None) -> None:
         log = self.log_path(component.name)
-        with log.open("wb") as stream:
+        with log.open("ab" if ended else "wb") as stream:
             process = self._popen(component.command, component.env, stream, stream)
-        self._running[component.name] = _Running(component, process, log)
+        self._running[component.name] = _Running(component, process, log, ended=ended)
         self._changed(component.name, "starting")
+
+    def _note_end(self, running: _Running, how: str) -> None:
+        now, before = time.monotonic(), running.ended
+        delay_seconds = _DELAY_SECONDS
+        if before and now - running.started < _DELAY_SECONDS_MAX:
+            delay_seconds = min(2 * before.delay_seconds, _DELAY_SECONDS_MAX)
+        running.ended = Ended(before.times + 1 if before else 1, how, delay_seconds)
+        running.start_at = now + delay_seconds
+        self._changed(running.component.name, "ended")
 
     def _popen(
         self,

@@ -9,7 +9,7 @@ import socket
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -295,7 +295,7 @@ class _Session:
     def note(self, state: str, reason: str) -> None:
         """Write down where the deployment is, for the other commands."""
         self.state, self._reason = state, reason
-        pids = self._supervisor.pids
+        pids, ended = self._supervisor.pids, self._supervisor.ended
         self.deployment.state.write(
             {
                 "pid": os.getpid(),
@@ -310,6 +310,7 @@ class _Session:
                 "components": {
                     name: {"pid": pids.get(name), "port": self.deployment.ports[name]}
                     | ({"version": STORE_VERSION} if name in STORE else {})
+                    | ({"ended": asdict(ended[name])} if name in ended else {})
                     for name in self.deployment.names
                 },
                 "metrics_ports": self.deployment.metrics_ports,
@@ -320,7 +321,13 @@ class _Session:
 
     def _changed(self, name: str, state: str) -> None:
         self.progress.component(name, state)
-        if state == "starting":
+        if state == "ended":
+            ended, log = self._supervisor.ended[name], self._supervisor.log_path(name)
+            self.progress.say(
+                f"{time.strftime('%F %T %Z')} {name} died ({ended.how}); "
+                f"it is started again in {ended.delay_seconds:g} s; log: {log}"
+            )
+        if state in ("starting", "ended"):
             self.note(self.state, "")
 
     def _bring_up(self) -> None:
@@ -392,10 +399,16 @@ class _Session:
                 )
                 measuring.callback(source.stop)
             while True:
-                self._wait_for_rows(node)
                 started = time.monotonic()
-                self._train_and_tell()
-                self.progress.say(self.progress.timing())
+                try:
+                    self._wait_for_rows(node)
+                    started = time.monotonic()
+                    self._train_and_tell()
+                    self.progress.say(self.progress.timing())
+                except LocalError as error:
+                    if not self._supervisor.restarts:
+                        raise
+                    self.progress.say(f"{time.strftime('%F %T %Z')} {error}")
                 if self.options.keep:
                     self._keep()
                 # The model has been judged on the horizon before; learn again when it has passed.
@@ -432,6 +445,7 @@ class _Session:
         return missing
 
     def _keep(self) -> None:
+        self._supervisor.restarts = True
         self.progress.release()
         state = self.deployment.state
         given = f", each with{state.option}" if state.option else ""
