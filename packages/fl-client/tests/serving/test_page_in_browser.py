@@ -7,12 +7,13 @@ import pytest
 from icos_fl_client.serving.page import Page
 from icos_fl_service.security import Security, load_security
 from icos_fl_service.security import TlsSettings as NoTls
-from icos_fl_service.testing import CONTRAST_MIN, Browser, chromium
+from icos_fl_service.testing import CONTRAST_MIN, PATIENCE_SECONDS, Browser, chromium
 
 pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
 
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.wait import WebDriverWait
 
 TOKEN = "a-token-that-is-long-enough"
 
@@ -26,11 +27,12 @@ def driver() -> Iterator[Any]:
 @pytest.fixture
 def browse(driver: Any, service: Any) -> Iterator[Callable[..., Browser]]:
     """Opens the page of the running *service*, whose node has half an hour of CPU and no power."""
-    service.append(cpu=[20.0 + n % 7 for n in range(120)], power=[0.0] * 120)
-    service.until_now()
-    pages = []
+    pages: list[Page] = []
 
-    def opened(security: Security = Security(), **how: Any) -> Browser:  # noqa: B008
+    def opened(security: Security = Security(), rows: int = 120, **how: Any) -> Browser:  # noqa: B008
+        if not pages:
+            service.append(cpu=[20.0 + n % 7 for n in range(rows)], power=[0.0] * rows)
+            service.until_now()
         page = Page("127.0.0.1:0", service.board, service.follower, lambda: security, recorded=True)
         pages.append(page)
         browser = Browser(driver, f"http://127.0.0.1:{page.port}/")
@@ -52,6 +54,17 @@ def test_forecasts_are_there_and_move_on_as_rows_come(service, browse):
     service.append(cpu=[77.0], power=[0.0])
     browser.until("#now", "77 %")
     browser.until("#nodes", "77 %")
+
+
+def test_a_horizon_without_an_interval_says_why_until_there_is_one(service, browse):
+    browser = browse(rows=30)
+    browser.until("#unsure", "No interval yet: fewer than 20 forecasts this far ahead have come to")
+    minute, five_minutes = browser.text("#horizons").splitlines()[-2:]
+    assert ("none yet" in minute, "none yet" in five_minutes) == (False, True)
+    service.append(cpu=[20.0 + n % 7 for n in range(60)], power=[0.0] * 60)
+    waiting = WebDriverWait(browser.driver, PATIENCE_SECONDS)
+    waiting.until(lambda _: not browser.find("#unsure").is_displayed())
+    assert "none yet" not in browser.text("#horizons")
 
 
 def test_a_new_round_of_the_federation_is_shown(service, browse, new_model):

@@ -12,6 +12,7 @@ from icos_fl_service.security import Security
 from icos_fl_service.web import Refusal, WebPage, number
 
 from icos_fl_client.forecasting.history import Array
+from icos_fl_client.forecasting.intervals import ERRORS_MIN
 from icos_fl_client.serving.board import Board
 from icos_fl_client.serving.follower import Follower
 from icos_fl_client.serving.metrics import COMBINATION
@@ -48,6 +49,7 @@ class Page(WebPage):
     def _forecasts(self, _: Mapping[str, str]) -> dict[str, Any]:
         return {
             "now": None if self._recorded else time.time(),
+            "errors_min": ERRORS_MIN,
             "nodes": [asdict(health) for health in self._follower.health()],
             "forecasts": [_forecast(outlook) for outlook in self._board.outlooks()],
         }

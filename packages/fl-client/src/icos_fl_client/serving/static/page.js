@@ -11,7 +11,7 @@ let skewMs = 0; // how far the forecaster's clock is before this one's
 
 // Numbers, times, words.
 const unit = (found) => (found.unit ? `, ${found.unit}` : "");
-const span = (lower, upper) => (lower === null ? "not known yet" : `${number(lower)} to ${number(upper)}`);
+const span = (lower, upper) => (lower === null ? "none yet" : `${number(lower)} to ${number(upper)}`);
 function forecaster(name) {
   const [kind, steps] = name.split(/-(?=\d+$)/);
   const [first, ...more] = kind.split("-");
@@ -115,6 +115,8 @@ function showExpected(found) {
   if (found.none) return;
   table($("horizons"), ["in", `forecast${unit(found)}`, "80 %", "95 %"], found.horizons.map((each) => [
     long(each.ahead_s), number(each.yhat), span(each.lower_80, each.upper_80), span(each.lower_95, each.upper_95)]));
+  $("unsure").hidden = found.horizons.every((each) => each.lower_80 !== null);
+  say("unsure", `No interval yet: fewer than ${answer.errors_min} forecasts this far ahead have come to their end.`);
   const farthest = found.horizons.at(-1).ahead_s;
   const came = points(record, record.values).filter(([time]) => time >= found.time - Math.max(farthest, 600));
   const from = [found.time, found.value];
