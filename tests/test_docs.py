@@ -32,14 +32,14 @@ END_SECONDS = 60.0
 
 NOT_RUN = {
     "uv run pytest -n 2 --dist loadfile": "it would run this test; .ci/run runs it",
-    "icos-fl backtest --traces deploy/local/src/icos_fl_local/traces --node pfe1": (
+    "uv run icos-fl backtest --traces deploy/local/src/icos_fl_local/traces --node pfe1": (
         "on a shorter trace: deploy/local/tests/test_backtest.py::test_commands_of_the_docs_run"
     ),
-    "icos-fl backtest --traces deploy/local/src/icos_fl_local/traces --node pfe1 --metric cpu_usage"
-    " --horizon 5m --html backtest.html --csv forecasts.csv": (
+    "uv run icos-fl backtest --traces deploy/local/src/icos_fl_local/traces --node pfe1"
+    " --metric cpu_usage --horizon 5m --html backtest.html --csv forecasts.csv": (
         "on a shorter trace: deploy/local/tests/test_backtest.py::test_commands_of_the_docs_run"
     ),
-    "icos-fl backtest --forecaster 127.0.0.1:50052 --json": (
+    "uv run icos-fl backtest --forecaster 127.0.0.1:50052 --json": (
         "at another port: deploy/local/tests/test_backtest.py::test_commands_of_the_docs_run"
     ),
     "kubectl apply -f deploy/monitoring/keda.yaml": "no cluster is here",

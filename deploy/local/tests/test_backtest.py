@@ -137,6 +137,16 @@ def test_csv_has_every_forecast_and_gives_the_figures_of_the_json(
             assert (len(inside), np.mean(inside)) == (interval["origins"], interval["coverage"])
 
 
+def test_each_node_and_metric_is_a_line_where_no_terminal_is(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    of_traces(folder, Replayed(nodes=(), metrics=(), horizons=("1m",)))
+    assert capsys.readouterr() == (
+        "",
+        "1 of 3: ramp, power_consumption\n2 of 3: ramp, cpu_usage\n3 of 3: walker, cpu_usage\n",
+    )
+
+
 def test_actual_is_what_the_trace_had_then(found: Found, tmp_path: Path) -> None:
     report.write_csv(tmp_path / "a.csv", found)
     with (tmp_path / "a.csv").open() as stream:
@@ -313,6 +323,21 @@ def test_forecast_is_what_the_forecaster_says(
     text = capsys.readouterr().out
     line = rf"walker  cpu_usage: now {outlook.last_value:.4g} %; in 1m {said.yhat_h[0]:.4g} "
     assert re.match(rf"{line}\(80 %: [0-9.]+ to [0-9.]+\); in 5m [0-9.]+ \(.*\)\n$", text)
+
+
+def test_a_horizon_without_an_interval_says_why(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_trace(tmp_path / "young.csv", cpu_percent=walk(30))
+    service = Forecaster(traces.load(tmp_path)[0])
+    try:
+        service.wait(1)
+        assert forecasts.tell(service.address, [], as_json=False) == 0
+    finally:
+        service.server.stop()
+    *_, told, why = capsys.readouterr().out.splitlines()
+    assert re.search(r"; in 1m [\d.]+ \(80 %: .*\); in 5m [\d.]+ \(no interval yet\)$", told)
+    assert why == ("no interval yet: fewer than 20 forecasts this far ahead have come to their end")
 
 
 def test_forecaster_with_tls_and_tokens_is_asked_by_files(folder: Path, tmp_path: Path) -> None:
@@ -669,8 +694,10 @@ def test_commands_of_the_docs_run(folder: Path, tmp_path: Path, forecaster: Fore
     for line in shown[1].splitlines():
         asked = line.replace("deploy/local/src/icos_fl_local/traces", str(folder))
         asked = asked.replace("pfe1", "walker").replace("127.0.0.1:50052", forecaster.address)
-        name, _, *arguments = shlex.split(asked)
+        uv, run, name, _, *arguments = shlex.split(asked)
         ended = icos_fl(*arguments, cwd=tmp_path)
-        assert (name, ended.returncode, ended.stderr) == ("icos-fl", 0, "")
+        told = "1 of 1: walker, cpu_usage\n" if "--traces" in arguments else ""
+        assert (uv, run, name, ended.returncode) == ("uv", "run", "icos-fl", 0)
+        assert ended.stderr == told
     assert json.loads(ended.stdout)["source"] == f"forecaster at {forecaster.address}"
     assert sorted(file.name for file in tmp_path.iterdir()) == ["backtest.html", "forecasts.csv"]

@@ -37,10 +37,26 @@ def test_hints_name_a_folder_that_is_not_the_default(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(NothingRunning, match=r"'icos-fl up --keep --state-dir other'$"):
+    with pytest.raises(NothingRunning, match=r"icos-fl up --keep --state-dir other'$"):
         StateFolder(Path("other")).read_running()
-    with pytest.raises(NothingRunning, match=r"'icos-fl up --keep'$"):
+    with pytest.raises(NothingRunning, match=r"icos-fl up --keep'$"):
         StateFolder(Path(".icos-fl")).read_running()
+
+
+@pytest.mark.parametrize(
+    ("variable", "told"), [("UV_RUN_RECURSION_DEPTH", "uv run icos-fl up"), ("", "icos-fl up")]
+)
+def test_hints_are_called_as_the_command_was(tmp_path: Path, variable: str, told: str) -> None:
+    env = {name: value for name, value in os.environ.items() if not name.startswith("UV")}
+    ended = subprocess.run(
+        [sys.executable, "-m", "icos_fl_local", "status"],
+        cwd=tmp_path,
+        env=env | ({variable: "1"} if variable else {}),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert f"start one with '{told} --keep'" in ended.stderr
 
 
 def test_what_was_written_is_read(tmp_path: Path) -> None:

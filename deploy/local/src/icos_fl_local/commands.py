@@ -17,7 +17,7 @@ from icos_fl_local.deployment import FORECASTER, HOST, METRICS, Deployment, modu
 from icos_fl_local.errors import LocalError, UsageError
 from icos_fl_local.processor_client import ProcessorClient
 from icos_fl_local.progress import Progress, to
-from icos_fl_local.state import StateFolder
+from icos_fl_local.state import UV_RUN, StateFolder
 from icos_fl_local.supervisor import Supervisor, log_tail
 from icos_fl_local.up import (
     Options,
@@ -126,7 +126,8 @@ def quiesce(state: StateFolder, timeout_seconds: float) -> int:
         time.sleep(_LOOK_SECONDS)
     history = run.read_history(folder / "history.json") if folder else None
     how = f"run {history['state']}: {history['reason'] or 'all rounds are done'}" if history else ""
-    print(f"quiesced; {how or 'no run was under way'}; go on with 'icos-fl train{state.option}'")
+    how = how or "no run was under way"
+    print(f"quiesced; {how}; go on with '{UV_RUN}icos-fl train{state.option}'")
     return 0
 
 

@@ -5,6 +5,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from icos_fl_client.forecasting.intervals import ERRORS_MIN
 from icos_fl_client.serving.settings import duration_text
 
 from icos_fl_local.backtest.running import ForecasterClient
@@ -28,6 +29,11 @@ def tell(address: str, nodes: Sequence[str], *, as_json: bool) -> int:
     else:
         for found in forecasts:
             print(_line(found))
+        if any(None in found["lower_80"] for found in forecasts):
+            print(
+                f"no interval yet: fewer than {ERRORS_MIN} forecasts this far ahead have come "
+                "to their end"
+            )
         for found in unavailable:
             print(f"{found['node']}  {found['metric']}: none: {found['reason']}")
     return 0 if forecasts else 1
@@ -70,9 +76,10 @@ def _line(found: dict[str, Any]) -> str:
     for yhat, lower, upper, time_s in zip(
         found["yhat"], found["lower_80"], found["upper_80"], found["time_unix_s"], strict=True
     ):
-        interval = f" (80 %: {_short(lower)} to {_short(upper)})" if lower is not None else ""
+        known = lower is not None
+        interval = f"80 %: {_short(lower)} to {_short(upper)}" if known else "no interval yet"
         ahead = duration_text(round(time_s - found["last_time_unix_s"], 3))
-        parts.append(f"in {ahead} {_short(yhat)}{interval}")
+        parts.append(f"in {ahead} {_short(yhat)} ({interval})")
     unit = f" {found['unit']}" if found["unit"] else ""
     now = f"{found['node']}  {found['metric']}: now {_short(found['last_value'])}{unit}"
     return "; ".join([now, *parts])

@@ -11,6 +11,8 @@ from typing import Any
 from icos_fl_local.errors import LocalError, NothingRunning, Quiesced
 
 DEFAULT = Path(".icos-fl")
+UV_RUN = "uv run " if "UV_RUN_RECURSION_DEPTH" in os.environ else ""
+"""Before a command that is told to somebody who called this one so."""
 _LOCK = "lock"
 _DESCRIPTION = "deployment.json"
 
@@ -63,7 +65,7 @@ class StateFolder:
         with self._run_lock.open("a") as stream:
             _lock(stream.fileno(), wait=True)
             if self.quiesced.exists():
-                raise Quiesced(f"no run begins until 'icos-fl train{self.option}'")
+                raise Quiesced(f"no run begins until '{UV_RUN}icos-fl train{self.option}'")
             stream.truncate(0)
             stream.write(folder)
             stream.flush()
@@ -143,14 +145,14 @@ class StateFolder:
     def _nothing(self) -> NothingRunning:
         return NothingRunning(
             f"{self.folder}: no deployment runs there; "
-            f"start one with 'icos-fl up --keep{self.option}'"
+            f"start one with '{UV_RUN}icos-fl up --keep{self.option}'"
         )
 
     def _taken(self) -> LocalError:
         holder = (self.folder / _LOCK).read_text().strip() or "unknown"
         return LocalError(
             f"{self.folder}: a deployment runs there already (pid {holder}); "
-            f"end it with 'icos-fl down{self.option}', or give another --state-dir"
+            f"end it with '{UV_RUN}icos-fl down{self.option}', or give another --state-dir"
         )
 
 

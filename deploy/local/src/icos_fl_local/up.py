@@ -48,7 +48,7 @@ from icos_fl_local.errors import LocalError, Quiesced, UsageError
 from icos_fl_local.processor_client import ProcessorClient
 from icos_fl_local.progress import Progress, to
 from icos_fl_local.run_config import Value
-from icos_fl_local.state import StateFolder
+from icos_fl_local.state import UV_RUN, StateFolder
 from icos_fl_local.supervisor import Supervisor
 
 NODES_DEFAULT = 4
@@ -451,7 +451,7 @@ class _Session:
         given = f", each with{state.option}" if state.option else ""
         self.progress.say(
             f"left running in {state.folder}: "
-            f"icos-fl status, watch, window, train, forecast, backtest, logs, down{given}"
+            f"{UV_RUN}icos-fl status, watch, window, train, forecast, backtest, logs, down{given}"
         )
         self.progress.say(f"its nodes' page: {self.deployment.page}")
         self.progress.say(f"its controller's page: {self.deployment.controller_page}")

@@ -8,7 +8,7 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -236,19 +236,23 @@ def _replay(
 
 
 def _together(replays: Sequence["functools.partial[Judged]"]) -> Iterator[Judged]:
-    """Run them on all cores, in processes that end with this one; tell a terminal how far it is."""
+    """Run them on all cores, in processes that end with this one; tell how far it is."""
     cores = min(len(os.sched_getaffinity(0)), len(replays))
     if cores < 2:
-        yield from map(_call, replays)
+        yield from _told(map(_call, replays), len(replays))
         return
-    line = "\r\x1b[2K" if sys.stderr.isatty() else ""
     with multiprocessing.get_context("spawn").Pool(cores, _leave_interrupts) as pool:
-        for count, found in enumerate(pool.imap(_call, replays), start=1):
-            if line:
-                told = f"{line}{count} of {len(replays)}: {found.node}, {found.metric}"
-                print(told, end="", file=sys.stderr, flush=True)
-            yield found
-    print(line, end="", file=sys.stderr)
+        yield from _told(pool.imap(_call, replays), len(replays))
+
+
+def _told(judged: Iterable[Judged], total: int) -> Iterator[Judged]:
+    """Each with a line on standard error, which a terminal has one of, at last none."""
+    before, after = ("\r\x1b[2K", "") if sys.stderr.isatty() else ("", "\n")
+    for count, found in enumerate(judged, start=1):
+        line = f"{before}{count} of {total}: {found.node}, {found.metric}"
+        print(line, end=after, file=sys.stderr, flush=True)
+        yield found
+    print(before, end="", file=sys.stderr, flush=True)
 
 
 def _call(replay: "functools.partial[Judged]") -> Judged:
