@@ -445,6 +445,8 @@ class _Session:
         return missing
 
     def _keep(self) -> None:
+        if self._supervisor.restarts:  # it is kept
+            return
         self._supervisor.restarts = True
         self.progress.release()
         state = self.deployment.state
