@@ -163,7 +163,7 @@ function showLosses(node) {
   plot($("error"), {
     ...axis, unit: "mean absolute error",
     label: `Error of ${titled(metric)}, ${whose}: ${last(error) ? `${number(last(error)[1])} in round ${last(error)[0]}, of repeating the last value ${number(last(naive)?.[1])}` : "not known yet"}.`,
-    caption: "Solid: error of the round's model. Dashed: of repeating the last value, in the same cases. Along: rounds.",
+    caption: "Solid: error of the round's model, in the metric's own unit. Dashed: of repeating the last value, in the same cases. Along: rounds.",
     lines: [["training", naive], ["judged", error]], marks: [["muted-mark", few(naive)], ["mark", few(error)]],
   });
   const seconds = new Map(answer.run.rounds.map((round) => [round.round, round.seconds]));
