@@ -413,7 +413,8 @@ class _Session:
                     self._keep()
                 # The model has been judged on the horizon before; learn again when it has passed.
                 config = self._config()
-                self._pause(started + float(config["horizon"]) * float(config["interval"]))
+                step_s = float(config["interval"]) or self.source.sampling_seconds
+                self._pause(started + float(config["horizon"]) * step_s)
                 self.progress.stages.clear()
 
     def _pause(self, until: float) -> None:

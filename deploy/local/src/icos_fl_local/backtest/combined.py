@@ -38,7 +38,7 @@ from icos_fl_local.run_config import FORECAST_SECONDS, Value
 LEARNED_STEPS = 400
 """Of a trace, so many newest steps before those that are scored are learned from.
 
-On those that ship more of them change the median little, and would cost half of the time of a run.
+On those that ship more of them change the median little, and a long trace would take long.
 """
 
 Result = dict[str, Any]
