@@ -6,8 +6,11 @@ import json
 import multiprocessing
 import re
 import shlex
+import shutil
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -419,6 +422,30 @@ def test_command_refuses(tmp_path: Path, arguments: list[str], status: int, line
     ended = icos_fl(*arguments, cwd=tmp_path)
     assert (ended.returncode, ended.stdout, len(ended.stderr.splitlines())) == (status, "", 1)
     assert line in ended.stderr
+
+
+def test_a_replay_that_dies_ends_it_with_the_reason(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(20):
+        shutil.copy(folder / "walker.csv", tmp_path / f"walker-{number:02}.csv")
+    killed = []
+
+    def kill_one() -> None:
+        while not (there := multiprocessing.active_children()):
+            time.sleep(0.01)
+        there[0].kill()
+        killed.append(there[0].pid)
+
+    killer = threading.Thread(target=kill_one)
+    killer.start()
+    try:
+        with pytest.raises(LocalError, match="a process that replays the traces died"):
+            of_traces(tmp_path, Replayed(nodes=(), metrics=(), horizons=("1m",)))
+    finally:
+        killer.join()
+    assert len(killed) == 1
+    assert multiprocessing.active_children() == []
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from icos_fl_local import traces
 from icos_fl_local.backtest.found import Judged, judge
-from icos_fl_local.backtest.recorded import Stepped, checkpoint_in, stepped
+from icos_fl_local.backtest.recorded import Stepped, checkpoint_in, end, stepped
 from icos_fl_local.backtest.running import ForecasterClient
 from icos_fl_local.deployment import steps_ahead
 from icos_fl_local.errors import LocalError
@@ -141,9 +141,7 @@ class Replays:
 
     def close(self) -> None:
         """End its processes, whatever they do."""
-        for process in multiprocessing.active_children():
-            process.terminate()
-        self._pool.shutdown(cancel_futures=True)
+        end(self._pool)
 
 
 def of_forecaster(

@@ -9,6 +9,8 @@ import os
 import signal
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -35,7 +37,7 @@ from safetensors import SafetensorError, safe_open
 
 from icos_fl_local import traces
 from icos_fl_local.backtest.found import Found, Judged, gather, judge, known
-from icos_fl_local.errors import UsageError
+from icos_fl_local.errors import LocalError, UsageError
 from icos_fl_local.run_config import choose_metrics
 
 HORIZONS = tuple(map(duration_text, ForecasterSettings.model_fields["horizons"].default))
@@ -56,7 +58,7 @@ class Replayed:
 
 
 def of_traces(folder: Path, options: Replayed) -> Found:
-    """Replay recorded traces. Raises TraceError or UsageError."""
+    """Replay recorded traces. Raises TraceError, UsageError or LocalError."""
     horizons_s = sorted({_seconds(text) for text in options.horizons})
     loaded = traces.load(folder)
     chosen = known("node", options.nodes, [trace.node for trace in loaded])
@@ -236,13 +238,29 @@ def _replay(
 
 
 def _together(replays: Sequence["functools.partial[Judged]"]) -> Iterator[Judged]:
-    """Run them on all cores, in processes that end with this one; tell how far it is."""
+    """Run them on all cores, in processes that end with this one; tell how far it is.
+
+    Raises LocalError if one of them dies.
+    """
     cores = min(len(os.sched_getaffinity(0)), len(replays))
     if cores < 2:
         yield from _told(map(_call, replays), len(replays))
         return
-    with multiprocessing.get_context("spawn").Pool(cores, _leave_interrupts) as pool:
-        yield from _told(pool.imap(_call, replays), len(replays))
+    spawn = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(cores, spawn, _leave_interrupts)
+    try:
+        yield from _told(pool.map(_call, replays), len(replays))
+    except BrokenProcessPool:
+        raise LocalError("a process that replays the traces died") from None
+    finally:
+        end(pool)
+
+
+def end(pool: ProcessPoolExecutor) -> None:
+    """End its processes, whatever they do."""
+    for process in multiprocessing.active_children():
+        process.terminate()
+    pool.shutdown(cancel_futures=True)
 
 
 def _told(judged: Iterable[Judged], total: int) -> Iterator[Judged]:
