@@ -12,7 +12,7 @@ import sys
 import time
 import tomllib
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -346,18 +346,25 @@ def test_status_names_a_sensor_that_cannot_be_read_until_it_can(kept: Kept) -> N
     assert command_line.run("status")[0] == 0
 
 
+def until(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + BACK_SECONDS
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
 def kill(command_line: CommandLine, part: str) -> None:
     """Kill *part* of a deployment that goes on; come back when all is well again."""
     components = json.loads(command_line.run("status", "--json")[1])["components"]
     before = components[part]["pid"]
     os.kill(before, signal.SIGKILL)
-    until = time.monotonic() + BACK_SECONDS
+    deadline = time.monotonic() + BACK_SECONDS
     status, out = command_line.run("status", "--json")
     assert status == 1, out
     while status or json.loads(out)["components"][part]["pid"] == before:
-        assert time.monotonic() < until, out
+        assert time.monotonic() < deadline, out
         status, out = command_line.run("status", "--json")
-    print(f"{part} is back after {BACK_SECONDS - until + time.monotonic():.1f} s")
+    print(f"{part} is back after {BACK_SECONDS - deadline + time.monotonic():.1f} s")
 
 
 def test_a_part_that_dies_is_started_again_and_told(kept: Kept) -> None:
@@ -375,6 +382,28 @@ def test_a_part_that_dies_is_started_again_and_told(kept: Kept) -> None:
     )
     _, out = command_line.run("status")
     assert "died 1×, last killed by SIGKILL" in out
+
+
+def test_a_status_that_cannot_be_written_ends_nothing_and_is_told(kept: Kept) -> None:
+    command_line, _ = kept
+    state = command_line.folder / ".icos-fl"
+
+    def pid_noted() -> Any:
+        description = json.loads((state / "deployment.json").read_text())
+        return description["components"]["forecaster"]["pid"]
+
+    blocked = state / "deployment.tmp"
+    blocked.mkdir()
+    try:
+        noted = pid_noted()
+        assert noted
+        os.kill(noted, signal.SIGKILL)
+        until(lambda: "status is out of date" in (state / "logs" / "launcher.log").read_text())
+    finally:
+        blocked.rmdir()
+
+    until(lambda: pid_noted() not in (None, noted))
+    assert psutil.pid_exists(pid_noted())
 
 
 @pytest.mark.slow

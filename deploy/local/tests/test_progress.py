@@ -1,4 +1,5 @@
 import io
+from pathlib import Path
 
 from icos_fl_local.progress import Progress
 
@@ -46,3 +47,10 @@ def test_stages_are_timed_one_after_the_other() -> None:
     progress.stage("feed")
     assert [stage["name"] for stage in progress.stages] == ["start", "feed"]
     assert progress.timing().startswith("took 0.0 s: start 0.0 s, feed 0.0 s")
+
+
+def test_a_full_disk_loses_lines_and_ends_nothing() -> None:
+    with Path("/dev/full").open("wb", buffering=0) as full:
+        progress = Progress(io.TextIOWrapper(full, write_through=True))
+        progress.say("bridge: up")
+        progress.say("processor: up")

@@ -139,6 +139,29 @@ def test_a_component_that_ends_again_and_again_waits_longer_and_keeps_its_log(
     assert (tmp_path / "broken.log").read_text() == 3 * "hello\n"
 
 
+def test_a_component_that_cannot_be_started_again_is_tried_until_it_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor_module, "_DELAY_SECONDS", 0.05)
+    logs, away = tmp_path / "logs", tmp_path / "away"
+    logs.mkdir()
+    with Supervisor(logs, os.environ) as supervisor:
+        supervisor.start([Component("page", python(SLEEPER))])
+        supervisor.restarts = True
+        logs.rename(away)  # its log cannot be opened
+        os.kill(supervisor.pids["page"], signal.SIGKILL)
+        until(lambda: (supervisor.check(), "page" in supervisor.ended)[1])
+        until(lambda: (supervisor.check(), supervisor.ended["page"].times > 2)[1])
+        assert supervisor.pids == {}
+        assert supervisor.ended["page"].how == (
+            f"[Errno 2] No such file or directory: '{logs / 'page.log'}'"
+        )
+        assert supervisor.ended["page"].delay_seconds > 0.05
+        away.rename(logs)
+        until(lambda: (supervisor.check(), "page" in supervisor.pids)[1])
+        assert alive(supervisor.pids["page"])
+
+
 def test_a_task_gives_what_it_printed(supervisor: Supervisor) -> None:
     assert supervisor.call("task", python("print('{}')")) == "{}\n"
 

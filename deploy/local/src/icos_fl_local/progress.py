@@ -1,5 +1,6 @@
 """What happens, for people: a live view on a terminal, one line an event elsewhere."""
 
+import contextlib
 import sys
 import time
 from typing import TextIO
@@ -52,8 +53,9 @@ class Progress:
         self._plain = True
 
     def say(self, line: str) -> None:
-        """A line that stays."""
-        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+        """A line that stays; lost where the disk is full, which is no reason to end the work."""
+        with contextlib.suppress(OSError):
+            self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def component(self, name: str, state: str) -> None:
         """*name* is now starting, up, stopping or stopped."""

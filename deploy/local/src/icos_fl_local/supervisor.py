@@ -206,7 +206,11 @@ class Supervisor:
             elif running.start_at is None:
                 self._note_end(running, _ending(status))
             elif time.monotonic() >= running.start_at:
-                self._start(running.component, running.ended)
+                running.started = time.monotonic()
+                try:
+                    self._start(running.component, running.ended)
+                except OSError as error:  # such as: the disk is full
+                    self._note_end(running, str(error))
 
     def call(
         self, name: str, command: tuple[str, ...], env: Mapping[str, str] | None = None

@@ -267,6 +267,7 @@ class _Session:
         self.replays = replays
         self.state = "starting"
         self._reason = ""
+        self._is_noted = True
         self._started = time.time()
         self._supervisor = Supervisor(deployment.state.logs, deployment.env(), self._changed)
 
@@ -285,39 +286,50 @@ class _Session:
                 self.progress.say(self.progress.timing())
                 self._keep()
                 while True:
-                    self._supervisor.check()
-                    time.sleep(_LOOK_SECONDS)
+                    self._look()
         self.progress.stage("stop")
         self.progress.release()
         self.progress.say(self.progress.timing())
         return 0
 
     def note(self, state: str, reason: str) -> None:
-        """Write down where the deployment is, for the other commands."""
+        """Write down where the deployment is, for the other commands.
+
+        One that is kept goes on where that cannot be written, and tries again. Raises OSError.
+        """
         self.state, self._reason = state, reason
+        was_noted, self._is_noted = self._is_noted, False
+        try:
+            self.deployment.state.write(self._description())
+            self._is_noted = True
+        except OSError as error:
+            if not self._supervisor.restarts:
+                raise
+            if was_noted:
+                self.progress.say(f"{time.strftime('%F %T %Z')} status is out of date: {error}")
+
+    def _description(self) -> dict[str, Any]:
         pids, ended = self._supervisor.pids, self._supervisor.ended
-        self.deployment.state.write(
-            {
-                "pid": os.getpid(),
-                "state": state,
-                "reason": reason,
-                "source": self.source.name,
-                "started_unix_s": self._started,
-                "nodes": list(self.source.nodes),
-                "metrics": self.metrics,
-                "sampling_seconds": self.source.sampling_seconds,
-                "overrides": self.overrides,
-                "components": {
-                    name: {"pid": pids.get(name), "port": self.deployment.ports[name]}
-                    | ({"version": STORE_VERSION} if name in STORE else {})
-                    | ({"ended": asdict(ended[name])} if name in ended else {})
-                    for name in self.deployment.names
-                },
-                "metrics_ports": self.deployment.metrics_ports,
-                "page": self.deployment.page,
-                "controller_page": self.deployment.controller_page,
-            }
-        )
+        return {
+            "pid": os.getpid(),
+            "state": self.state,
+            "reason": self._reason,
+            "source": self.source.name,
+            "started_unix_s": self._started,
+            "nodes": list(self.source.nodes),
+            "metrics": self.metrics,
+            "sampling_seconds": self.source.sampling_seconds,
+            "overrides": self.overrides,
+            "components": {
+                name: {"pid": pids.get(name), "port": self.deployment.ports[name]}
+                | ({"version": STORE_VERSION} if name in STORE else {})
+                | ({"ended": asdict(ended[name])} if name in ended else {})
+                for name in self.deployment.names
+            },
+            "metrics_ports": self.deployment.metrics_ports,
+            "page": self.deployment.page,
+            "controller_page": self.deployment.controller_page,
+        }
 
     def _changed(self, name: str, state: str) -> None:
         self.progress.component(name, state)
@@ -405,7 +417,7 @@ class _Session:
                     started = time.monotonic()
                     self._train_and_tell()
                     self.progress.say(self.progress.timing())
-                except LocalError as error:
+                except (LocalError, OSError) as error:
                     if not self._supervisor.restarts:
                         raise
                     self.progress.say(f"{time.strftime('%F %T %Z')} {error}")
@@ -417,20 +429,23 @@ class _Session:
                 self._pause(started + float(config["horizon"]) * step_s)
                 self.progress.stages.clear()
 
+    def _look(self) -> None:
+        time.sleep(_LOOK_SECONDS)
+        self._supervisor.check()
+        if not self._is_noted:
+            self.note(self.state, self._reason)
+
     def _pause(self, until: float) -> None:
         while time.monotonic() < until or self.deployment.state.quiesced.exists():
-            self._supervisor.check()
-            time.sleep(_LOOK_SECONDS)
+            self._look()
         self.progress.stage("pause")
 
     def _wait_for_rows(self, node: str) -> None:
         with ProcessorClient(self.deployment.address("processor")) as processor:
             while True:
-                self._supervisor.check()
-                missing = self._missing_rows(processor, node)
-                if missing == 0:
+                if self._missing_rows(processor, node) == 0:
                     return
-                time.sleep(_LOOK_SECONDS)
+                self._look()
 
     def _missing_rows(self, processor: ProcessorClient, node: str) -> int | None:
         """Rows until every metric can be learned; None while there is no window."""
