@@ -79,7 +79,10 @@ def test_missing_rows_are_counted_with_the_reason(running, spec):
     # 5 of 10 steps are training at 0.5.
     found = running.stub.DescribeWindow(pb.DescribeWindowRequest(series=spec(train_fraction=0.5)))
     assert found.missing_rows == 5
-    assert "needs 5 consecutive steps of 15 s (lookback 3 + horizon 2)" in found.reason
+    assert (
+        "sequence of power needs 5 consecutive steps of 15 s (lookback 3 + horizon 2)"
+        in found.reason
+    )
     assert "has 2 (2 of 5 steps" in found.reason
     assert "5 more rows are missing" in found.reason
 

@@ -213,9 +213,9 @@ def shortage(series: Series, spec: SeriesSpec, capacity_rows: int) -> tuple[int,
     each = f" of {steps.interval_ns / 1e9:g} s" if steps.interval_ns else ""
     longest = max(map(len, series.runs[Part.TRAIN]), default=0)
     reason = (
-        f"a training sequence of {spec.columns!r} needs {spec.length} consecutive steps{each}"
-        f" (lookback {spec.lookback} + horizon {spec.horizon}), and the longest run of the training"
-        f" part has {longest} ({series.train_steps} of {len(steps)} steps,"
+        f"a training sequence of {' and '.join(spec.columns)} needs {spec.length} consecutive"
+        f" steps{each} (lookback {spec.lookback} + horizon {spec.horizon}), and the longest run of"
+        f" the training part has {longest} ({series.train_steps} of {len(steps)} steps,"
         f" {len(series.runs[Part.TRAIN])} runs); {missing} more rows are missing"
     )
     if least > capacity_rows:
