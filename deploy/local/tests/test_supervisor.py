@@ -14,7 +14,14 @@ import psutil
 import pytest
 from icos_fl_local import supervisor as supervisor_module
 from icos_fl_local.errors import Interrupted, LocalError
-from icos_fl_local.supervisor import Component, ComponentDied, Ended, Supervisor, TaskFailed
+from icos_fl_local.supervisor import (
+    Component,
+    ComponentDied,
+    Ended,
+    Supervisor,
+    TaskFailed,
+    log_tail,
+)
 
 PATIENCE_SECONDS = 20.0
 SLEEPER = "import time; time.sleep(600)"
@@ -160,6 +167,43 @@ def test_a_component_that_cannot_be_started_again_is_tried_until_it_can(
         away.rename(logs)
         until(lambda: (supervisor.check(), "page" in supervisor.pids)[1])
         assert alive(supervisor.pids["page"])
+
+
+def test_a_long_log_is_moved_away_and_what_comes_next_is_at_its_beginning(
+    supervisor: Supervisor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flag, log, moved = tmp_path / "flag", tmp_path / "page.log", tmp_path / "page.log.1"
+    log.write_text("of the deployment before\n")
+    talk = (
+        "import pathlib, time\nfor n in range(200): print(n, flush=True)\n"
+        f"while not pathlib.Path({str(flag)!r}).exists(): time.sleep(0.01)\n"
+        "print(200, flush=True); time.sleep(600)"
+    )
+    supervisor.start([Component("page", python(talk))])
+    until(lambda: log_tail(log, 1) == ["199"])
+    monkeypatch.setattr(supervisor_module, "LOG_BYTES_MAX", 600)
+    supervisor.check()
+    flag.touch()
+    until(lambda: log.read_text() == "200\n")
+    assert moved.read_text().split() == [str(number) for number in range(200)]
+
+
+def test_logs_has_what_was_moved_away_and_follows_what_comes(tmp_path: Path) -> None:
+    log = tmp_path / "logs" / "page.log"
+    log.parent.mkdir()
+    log.with_suffix(".log.1").write_text("first\n")
+    log.write_text("second, a long line\n")
+    command = (sys.executable, "-m", "icos_fl_local", "logs", "page", "-f")
+    with subprocess.Popen(
+        [*command, "--state-dir", str(tmp_path)], stdout=subprocess.PIPE, text=True
+    ) as logs:
+        assert logs.stdout is not None
+        assert [logs.stdout.readline() for _ in range(2)] == ["first\n", "second, a long line\n"]
+        os.truncate(log, 0)
+        with log.open("a") as stream:
+            stream.write("third\n")
+        assert logs.stdout.readline() == "third\n"
+        logs.terminate()
 
 
 def test_a_task_gives_what_it_printed(supervisor: Supervisor) -> None:

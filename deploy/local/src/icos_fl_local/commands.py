@@ -6,9 +6,9 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import psutil
 
@@ -136,17 +136,24 @@ def logs(state: StateFolder, component: str | None, *, follow: bool) -> int:
     files = {path.stem: path for path in sorted(state.logs.glob("*.log"))}
     if not files:
         raise LocalError(f"{state.logs}: no logs there")
-    if component is None:
-        chosen = files
-        for name, path in files.items():
-            for line in log_tail(path, _LOG_LINES):
-                print(f"{name} | {line}")
-    else:
-        chosen = {component: files[_known(component, files, "log")]}
-        with chosen[component].open(errors="replace") as stream:
-            shutil.copyfileobj(stream, sys.stdout)
-    if follow:
-        _follow(chosen, prefix=component is None)
+    chosen = files if component is None else {component: files[_known(component, files, "log")]}
+    with contextlib.ExitStack() as opened:
+        streams = {
+            name: opened.enter_context(path.open(errors="replace")) for name, path in chosen.items()
+        }
+        if component is None:
+            for name, stream in streams.items():
+                for line in log_tail(files[name], _LOG_LINES):
+                    print(f"{name} | {line}")
+                stream.seek(0, os.SEEK_END)
+        else:
+            moved = files[component].with_suffix(".log.1")
+            if moved.exists():
+                print(moved.read_text(errors="replace"), end="")
+            shutil.copyfileobj(streams[component], sys.stdout)
+        sys.stdout.flush()
+        if follow:
+            _follow(streams, prefix=component is None)
     return 0
 
 
@@ -198,13 +205,12 @@ def _become(deployment: Deployment, command: tuple[str, ...], env: dict[str, str
     os.execve(command[0], list(command), deployment.env() | env)  # noqa: S606 - our own commands
 
 
-def _follow(files: dict[str, Path], *, prefix: bool) -> None:
-    streams = {name: path.open(errors="replace") for name, path in files.items()}
-    for stream in streams.values():
-        stream.seek(0, os.SEEK_END)
+def _follow(streams: Mapping[str, TextIO], *, prefix: bool) -> None:
     while True:
         quiet = True
         for name, stream in streams.items():
+            if os.fstat(stream.fileno()).st_size < os.lseek(stream.fileno(), 0, os.SEEK_CUR):
+                stream.seek(0)  # it was moved away
             for line in stream:
                 quiet = False
                 print(f"{name} | {line}" if prefix else line, end="", flush=True)

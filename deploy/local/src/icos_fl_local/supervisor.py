@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import shutil
 import signal
 import subprocess
 import tempfile
@@ -20,6 +21,7 @@ from icos_fl_local.errors import Interrupted, LocalError
 
 T = TypeVar("T")
 _POLL_SECONDS = 0.1
+LOG_BYTES_MAX = 16 * 2**20
 _LOG_LINES = 10
 _DELAY_SECONDS, _DELAY_SECONDS_MAX = 1.0, 60.0
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
@@ -194,8 +196,11 @@ class Supervisor:
     def check(self) -> None:
         """Raise ComponentDied if a component has ended; with ``restarts`` start it again.
 
-        Call it again and again: a component that ends soon after its start waits for the next.
+        Call it again and again: a component that ends soon after its start waits for the next. A
+        log of over LOG_BYTES_MAX is moved to NAME.log.1, in place of the one that was there.
         """
+        if self._running:  # else they are another one's
+            self._rotate_logs()
         for name, running in self._running.items():
             status = _status(running.process)
             if status is None:
@@ -294,10 +299,19 @@ class Supervisor:
 
     def _start(self, component: Component, ended: Ended | None = None) -> None:
         log = self.log_path(component.name)
-        with log.open("ab" if ended else "wb") as stream:
+        if not ended:
+            log.unlink(missing_ok=True)
+        with log.open("ab") as stream:
             process = self._popen(component.command, component.env, stream, stream)
         self._running[component.name] = _Running(component, process, log, ended=ended)
         self._changed(component.name, "starting")
+
+    def _rotate_logs(self) -> None:
+        for log in self._log_folder.glob("*.log"):
+            with contextlib.suppress(OSError):
+                if log.stat().st_size > LOG_BYTES_MAX:
+                    shutil.copyfile(log, log.with_suffix(".log.1"))
+                    os.truncate(log, 0)  # who writes it goes on at its end
 
     def _note_end(self, running: _Running, how: str) -> None:
         now, before = time.monotonic(), running.ended
