@@ -1,10 +1,12 @@
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
+from icos_fl_local import state as state_module
 from icos_fl_local.errors import LocalError, NothingRunning
 from icos_fl_local.state import StateFolder
 
@@ -116,3 +118,40 @@ def test_a_run_goes_on_from_the_newest_checkpoints_that_have_a_metric_of_it(tmp_
         "power_consumption": None,
     }
     assert state.last_checkpoints(1.5, ["cpu_usage"]) is None
+
+
+def test_old_runs_are_deleted_but_for_what_the_next_goes_on_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(state_module, "RUNS_KEPT", 2)
+    state = StateFolder(tmp_path)
+    with state.lock():
+        for number in (9, 998, 999, 1000, 1001):
+            (state.runs / f"{number:04}").mkdir()
+        (state.runs / "mine").mkdir()
+        for run, metric in (("0009", "cpu"), ("0998", "cpu"), ("0998", "power"), ("0999", "cpu")):
+            (state.runs / run / "checkpoints" / metric).mkdir(parents=True)
+        with state.one_run_at_a_time("") as folder:
+            pass
+        assert folder == str(state.runs / "1002")
+        left = sorted(path.name for path in state.runs.iterdir())
+        assert left == ["0998", "0999", "1000", "1001", "mine"]
+
+
+def test_two_runs_that_wait_for_a_third_have_folders_of_their_own(tmp_path: Path) -> None:
+    state = StateFolder(tmp_path)
+    folders: list[str] = []
+
+    def run() -> None:
+        with state.one_run_at_a_time("") as folder:
+            Path(folder).mkdir()
+            folders.append(folder)
+
+    with state.lock(), state.one_run_at_a_time("") as first:
+        waiting = [threading.Thread(target=run) for _ in range(2)]
+        for thread in waiting:
+            thread.start()
+        Path(first).mkdir()
+    for thread in waiting:
+        thread.join()
+    assert sorted([first, *folders]) == [str(state.runs / f"000{n}") for n in (1, 2, 3)]

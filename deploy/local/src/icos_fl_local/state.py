@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from icos_fl_local.errors import LocalError, NothingRunning, Quiesced
 DEFAULT = Path(".icos-fl")
 UV_RUN = "uv run " if "UV_RUN_RECURSION_DEPTH" in os.environ else ""
 """Before a command that is told to somebody who called this one so."""
+RUNS_KEPT = 500
+"""Of ``runs``; one that is learned again every five minutes has as many in two days."""
 _LOCK = "lock"
 _DESCRIPTION = "deployment.json"
 
@@ -57,19 +60,22 @@ class StateFolder:
             raise self._taken()
 
     @contextlib.contextmanager
-    def one_run_at_a_time(self, folder: str) -> Iterator[None]:
-        """Wait until no other process has a run of this deployment under way; ours has *folder*.
+    def one_run_at_a_time(self, given: str) -> Iterator[str]:
+        """Wait until no other process has a run of this deployment under way; the folder of ours.
 
-        Raises Quiesced if none is to begin.
+        That is *given*, or if that is empty a new one in ``runs``. Raises Quiesced if none is to
+        begin.
         """
         with self._run_lock.open("a") as stream:
             _lock(stream.fileno(), wait=True)
             if self.quiesced.exists():
                 raise Quiesced(f"no run begins until '{UV_RUN}icos-fl train{self.option}'")
+            folder = given or str(self.new_run())
             stream.truncate(0)
             stream.write(folder)
             stream.flush()
-            yield
+            self._forget_runs()
+            yield folder
 
     def run_under_way(self) -> Path | None:
         """The result folder of the run that some process has under way."""
@@ -141,6 +147,15 @@ class StateFolder:
         """A name for the next run's folder, which is not made."""
         numbers = [int(path.name) for path in self.runs.iterdir() if path.name.isdigit()]
         return self.runs / f"{max(numbers, default=0) + 1:04}"
+
+    def _forget_runs(self) -> None:
+        """Delete the oldest, but for those that have a metric's newest checkpoints."""
+        runs = [path for path in self.runs.iterdir() if path.name.isdigit()]
+        runs.sort(key=lambda path: int(path.name))
+        if len(runs) > RUNS_KEPT:
+            newest = {each.name: run for run in runs for each in run.glob("checkpoints/*")}
+            for run in set(runs[:-RUNS_KEPT]) - set(newest.values()):
+                shutil.rmtree(run, ignore_errors=True)
 
     def _nothing(self) -> NothingRunning:
         return NothingRunning(

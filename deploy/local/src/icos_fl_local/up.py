@@ -482,18 +482,15 @@ def new_config(
     metrics: Sequence[str],
     sampling_seconds: float,
 ) -> dict[str, Value]:
-    """The configuration of the next run, with a result folder of its own unless one is given."""
+    """The configuration of the next run."""
     metrics_address = deployment.address(f"{METRICS}{RUN}")
-    config = run_config.complete(
+    return run_config.complete(
         {"metrics-address": metrics_address, **overrides},
         metrics,
         len(deployment.nodes),
         sampling_seconds,
         deployment.address("metadata"),
     )
-    given = overrides.get("result-dir")
-    folder = Path(str(given)).absolute() if given else deployment.state.new_run()
-    return config | {"result-dir": str(folder)}
 
 
 def train_and_judge(
@@ -508,10 +505,14 @@ def train_and_judge(
 ) -> dict[str, Any]:
     """A run, and what its model is worth: the result that ``report`` shows and --json prints.
 
+    It has a result folder of its own unless *config* has one.
+
     What nodes say with it comes from *replays*, without which the forecaster is asked.
     """
     metrics = str(config["metric"]).split(",")
-    with deployment.state.one_run_at_a_time(str(config["result-dir"])):
+    given = str(Path(str(config["result-dir"])).absolute()) if "result-dir" in config else ""
+    with deployment.state.one_run_at_a_time(given) as folder:
+        config = {**config, "result-dir": folder}
         history = run.train(
             deployment, supervisor, config, progress, stop_if_interrupted=stop_if_interrupted
         )
@@ -524,7 +525,7 @@ def train_and_judge(
         run.judging(deployment, supervisor, "forecast", metrics) as forecast,
     ):
         if replays:
-            checkpoints = Path(str(config["result-dir"])) / "checkpoints"
+            checkpoints = Path(folder) / "checkpoints"
             combination = supervisor.during(lambda: replays.judge(checkpoints))
         elif FORECASTER in deployment.ports:
             ahead = forecast().get("forecasts", [])
