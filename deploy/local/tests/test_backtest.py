@@ -676,15 +676,31 @@ def ahead(last_time_unix_s: float, **told: str) -> Mapping[str, Any]:
     return {**pair, **told, "last_time_unix_s": last_time_unix_s}
 
 
+def alone(start: int) -> list[Mapping[str, Any]]:
+    """What is needed of the federated model's own backtest, of rows from number *start* on."""
+    start_s = START_S + start * STEP_S
+    return [{"node": "walker", "metric": "cpu_usage", "validation_start_unix_s": start_s}]
+
+
 def test_forecaster_says_what_a_replay_says(folder: Path, forecaster: Forecaster) -> None:
-    found = of_forecaster(forecaster.address, RUN, [ahead(0.0)])
+    found = of_forecaster(forecaster.address, RUN, [ahead(0.0)], alone(320))
 
     replayed = by_pair(combined(folder, NOWHERE)["results"])
     assert found == {"results": [replayed["walker", "cpu_usage"]], "notes": []}
 
 
-def test_a_young_window_has_a_forecast_and_a_word_about_its_error(forecaster: Forecaster) -> None:
-    found = of_forecaster(forecaster.address, {**RUN, "train-test-split": 0.99}, [ahead(0.0)])
+def test_a_forecaster_that_knows_only_rows_of_the_validation_part_is_judged_by_all(
+    forecaster: Forecaster,
+) -> None:
+    (entry,) = of_forecaster(forecaster.address, RUN, [ahead(0.0)], alone(-1000))["results"]
+    assert entry["origins"] == ROWS - 20
+
+
+@pytest.mark.parametrize("backtests", [[], alone(399)], ids=["none", "young"])
+def test_a_young_window_has_a_forecast_and_a_word_about_its_error(
+    forecaster: Forecaster, backtests: list[Mapping[str, Any]]
+) -> None:
+    found = of_forecaster(forecaster.address, RUN, [ahead(0.0)], backtests)
 
     (entry,) = found["results"]
     assert (entry["origins"], entry["mae"], entry["coverage"]) == (0, None, {})
@@ -705,11 +721,11 @@ def test_a_young_window_has_a_forecast_and_a_word_about_its_error(forecaster: Fo
 def test_what_the_forecaster_cannot_say_is_told(
     forecaster: Forecaster, asked: Mapping[str, Any], note: str
 ) -> None:
-    assert of_forecaster(forecaster.address, RUN, [asked]) == {"results": [], "notes": [note]}
+    assert of_forecaster(forecaster.address, RUN, [asked], []) == {"results": [], "notes": [note]}
 
 
 def test_forecaster_that_is_away_is_told() -> None:
-    found = of_forecaster("127.0.0.1:1", RUN, [ahead(0.0)])
+    found = of_forecaster("127.0.0.1:1", RUN, [ahead(0.0)], [])
     assert found["results"] == []
     assert found["notes"][0].startswith("forecaster at 127.0.0.1:1: UNAVAILABLE")
 

@@ -190,6 +190,7 @@ def test_a_backtest_has_the_fields_that_are_documented(judge, keep, windows, wav
         "unit",
         "round",
         "interval_seconds",
+        "validation_start_unix_s",
         "lookback",
         "horizon",
         "origins",
@@ -221,6 +222,8 @@ def test_errors_of_a_backtest_are_in_the_metrics_unit(judge, keep, windows, own_
     for name, mae_h in expected.items():
         assert item["mae_by_step"][name] == pytest.approx(mae_h, rel=1e-4)
     assert (item["unit"], item["best"]) == ("W", "federated")
+    start_s = windows.series["a", "power"].last_time_ns() / 1e9 - 29 * item["interval_seconds"]
+    assert item["validation_start_unix_s"] == start_s
 
 
 def test_the_best_is_not_always_ours(judge, keep, windows, own_model):

@@ -230,6 +230,17 @@ def test_a_run_configuration_can_be_checked_without_a_run(command, tmp_path):
     assert command("check", str(file)).code == 0
 
 
+def test_a_model_that_cannot_be_built_is_told_without_a_run(command, tmp_path, own_model):
+    file = tmp_path / "run.toml"
+    file.write_text(f'metric = "cpu_usage"\nmodel = "{own_model}:nothing"\n')
+    ended = command("check", str(file))
+    assert ended.code == 2
+    assert ended.err == f"model '{own_model}:nothing': {own_model} has no nothing\n"
+
+    file.write_text(f'metric = "cpu_usage"\nmodel = "{own_model}:rise"\n')
+    assert command("check", str(file)).code == 0
+
+
 def test_files_for_the_processor_are_taken_as_a_nodes(command, services, tmp_path):
     ended = command("forecast", *services, "--processor-certificate", "a.pem")
     assert ended.code == 1

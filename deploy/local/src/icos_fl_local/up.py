@@ -482,15 +482,16 @@ def new_config(
     metrics: Sequence[str],
     sampling_seconds: float,
 ) -> dict[str, Value]:
-    """The configuration of the next run."""
+    """The configuration of the next run, with a result-dir only if one is given."""
     metrics_address = deployment.address(f"{METRICS}{RUN}")
-    return run_config.complete(
+    config = run_config.complete(
         {"metrics-address": metrics_address, **overrides},
         metrics,
         len(deployment.nodes),
         sampling_seconds,
         deployment.address("metadata"),
     )
+    return {key: value for key, value in config.items() if key in overrides or key != "result-dir"}
 
 
 def train_and_judge(
@@ -528,8 +529,8 @@ def train_and_judge(
             checkpoints = Path(folder) / "checkpoints"
             combination = supervisor.during(lambda: replays.judge(checkpoints))
         elif FORECASTER in deployment.ports:
-            ahead = forecast().get("forecasts", [])
-            combination = of_forecaster(deployment.address(FORECASTER), config, ahead)
+            alone = forecast().get("forecasts", []), backtest().get("results", [])
+            combination = of_forecaster(deployment.address(FORECASTER), config, *alone)
         else:
             combination = {"results": [], "notes": ["No combination: there is no forecaster."]}
         answers = {"backtest": backtest(), "forecast": forecast(), "combination": combination}

@@ -46,12 +46,27 @@ def main() -> None:
 
 
 def _check(file: Path) -> None:
-    """Exit with 2 and one line for a run configuration that the ClientApp does not take."""
+    """Exit with 2 and one line for a run configuration that the ClientApp does not take.
+
+    A model of one's own is built as it would be, so torch is loaded for it.
+    """
     try:
-        parse(RunConfig, tomllib.loads(file.read_text(encoding="utf-8")), "run config")
+        run = parse(RunConfig, tomllib.loads(file.read_text(encoding="utf-8")), "run config")
+        if run.model != RunConfig.model_fields["model"].default:
+            _check_model(run)
     except (ClientError, OSError, ValueError) as error:
         print(error, file=sys.stderr)
         sys.exit(2)
+
+
+def _check_model(run: RunConfig) -> None:
+    from icos_fl_client.models import ModelError
+    from icos_fl_client.node import build_model
+
+    try:
+        build_model(run, run.metric[0])
+    except ModelError as error:
+        raise ClientError(str(error)) from None
 
 
 def _answer(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -121,6 +121,7 @@ class Judge:
             "unit": sequences.scale.unit,
             "round": version.round,
             "interval_seconds": sequences.interval_ns / 1e9,
+            "validation_start_unix_s": sequences.validation[0].first_time_ns / 1e9,
             "lookback": query.lookback,
             "horizon": query.horizon,
             "origins": result.origins,

@@ -145,13 +145,20 @@ class Replays:
 
 
 def of_forecaster(
-    address: str, config: Mapping[str, Value], forecasts: Sequence[Mapping[str, Any]]
+    address: str,
+    config: Mapping[str, Value],
+    forecasts: Sequence[Mapping[str, Any]],
+    backtests: Sequence[Mapping[str, Any]],
 ) -> Result:
     """What the forecaster at *address* has said.
 
-    Of the nodes and metrics of *forecasts*, which are the federated model's alone.
+    Of the nodes and metrics of *forecasts*, and since the validation parts of *backtests*, which
+    are the federated model's alone. Of a pair that is not among these, no error is told.
     """
     run = Run.of(config)
+    starts_s = {
+        (each["node"], each["metric"]): each["validation_start_unix_s"] for each in backtests
+    }
     judged, notes = [], []
     try:
         with ForecasterClient(address) as client:
@@ -168,11 +175,14 @@ def of_forecaster(
                         f"{node}, {metric}: the forecaster is still going through the rows"
                     )
                     continue
-                first = run.first_scored(said.record.values_t)
-                record, end_unix_s_t = _from(said.record, first), said.end_unix_s_t[first:]
+                first_s = starts_s.get((node, metric), math.inf)
+                first_s += (run.lookback - 1) * said.interval_seconds
+                end_unix_s_t = said.end_unix_s_t
+                first = min(int(np.searchsorted(end_unix_s_t, first_s)), len(end_unix_s_t) - 1)
                 about = node, metric, said.unit, said.interval_seconds
+                end_unix_s_t = end_unix_s_t[first:]
                 number_t = np.arange(len(end_unix_s_t))
-                judged.append(judge(about, end_unix_s_t, number_t, record))
+                judged.append(judge(about, end_unix_s_t, number_t, _from(said.record, first)))
     except LocalError as error:
         notes.append(str(error))
     return _result(judged, run, notes)

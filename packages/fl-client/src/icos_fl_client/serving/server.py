@@ -153,4 +153,8 @@ def _check_known(
     for name in asked:
         if name not in known:
             there = ", ".join(sorted(known)) or "none yet"
-            context.abort(grpc.StatusCode.NOT_FOUND, f"no {what} {name!r}; there are: {there}")
+            context.abort(
+                grpc.StatusCode.NOT_FOUND,
+                f"no {what} {name!r}; there are: {there}; after a start the forecaster goes "
+                "through a window before it has it",
+            )
