@@ -244,6 +244,21 @@ def test_gap_ends_what_is_judged(tmp_path: Path) -> None:
     assert scores(entry(found, "gap", "cpu_usage", "1m"))["last"]["origins"] == (50 - 4) + (41 - 4)
 
 
+def test_intervals_that_are_not_there_or_did_not_hold_are_told(tmp_path: Path) -> None:
+    write_trace(tmp_path / "short.csv", cpu_percent=walk(35))
+    calm = 10 + np.random.default_rng(3).normal(0, 0.01, 60)
+    write_trace(tmp_path / "surge.csv", cpu_percent=[*calm, *(10 + 0.1 * 1.07 ** np.arange(90))])
+
+    found = of_traces(tmp_path, Replayed(nodes=(), metrics=(), horizons=("5m",)))
+
+    of_80, of_95 = entry(found, "surge", "cpu_usage", "5m")["intervals"]
+    assert found.notes == [
+        "short, cpu_usage: 5m ahead no intervals: fewer than 20 forecasts had come to their end",
+        "surge, cpu_usage: 5m ahead the intervals of 80 % and 95 % held "
+        f"{100 * of_80['coverage']:.0f} % and {100 * of_95['coverage']:.0f} %: do not rely on them",
+    ]
+
+
 class Forecaster:
     """The real service, on a store that has the rows of a trace."""
 

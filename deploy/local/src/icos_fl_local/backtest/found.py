@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from icos_fl_client.forecasting import backtest
+from icos_fl_client.forecasting.intervals import ERRORS_MIN
 from icos_fl_client.serving.settings import duration_text
 from numpy.typing import NDArray
 
@@ -13,6 +14,8 @@ from icos_fl_local.errors import UsageError
 
 SHOWN_STEPS = 240
 """At 15 s a step an hour."""
+RELIED_ON_80, RELIED_ON_95 = 0.6, 0.8
+"""Below such a coverage the node's page warns too."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,24 @@ class Judged:
             for ahead in sorted({*self.record.steps_h.tolist()} - {s.step for s in self.scores})
         ]
 
+    def doubts(self) -> list[str]:
+        """Of which steps ahead there are no intervals, or none to rely on."""
+        lines = []
+        for each in self.scores:
+            about = f"{self.node}, {self.metric}: {self.horizon(each.step)} ahead"
+            held = {interval.percent: interval.coverage for interval in each.intervals}
+            if not held:
+                lines.append(
+                    f"{about} no intervals: fewer than {ERRORS_MIN} forecasts had come to their end"
+                )
+            elif held["80"] < RELIED_ON_80 or held["95"] < RELIED_ON_95:
+                of_80, of_95 = (f"{100 * held[percent]:.0f} %" for percent in ("80", "95"))
+                lines.append(
+                    f"{about} the intervals of 80 % and 95 % held {of_80} and {of_95}: "
+                    "do not rely on them"
+                )
+        return lines
+
     def entries(self) -> Iterator[dict[str, Any]]:
         """As plain data, one a horizon."""
         for each in self.scores:
@@ -114,7 +135,7 @@ def gather(source: str, judged: Iterable[Judged], notes: list[str]) -> Found:
     """Keep what has figures."""
     kept = []
     for each in judged:
-        notes += [*each.notes, *each.without_figures()]
+        notes += [*each.notes, *each.without_figures(), *each.doubts()]
         kept += [each] if each.scores else []
     return Found(source, kept, notes)
 
