@@ -162,15 +162,20 @@ class Rehearsal:
         return f"{len(rounds)} rounds of both nodes, {losses}"
 
     def forecast(self) -> str:
-        """On each node, by itself."""
-        found = [
-            f"{node.name} {one['metric']} {one['yhat'][-1]:.1f} {one['unit']}"
-            for node in self.nodes
-            for one in node.forecasts()
-        ]
-        if len(found) != len(self.nodes) * len(METRICS):
-            raise Fault(f"forecasts are missing: {found}")
+        """On each node, by itself, when a lookback has come since the trace's last gap."""
+        found = []
         for node in self.nodes:
+
+            def said(node: Node = node) -> list[dict[str, Any]] | None:
+                with suppress(Fault):
+                    forecasts = node.forecasts()
+                    return forecasts if len(forecasts) == len(METRICS) else None
+                return None
+
+            found += [
+                f"{node.name} {one['metric']} {one['yhat'][-1]:.1f} {one['unit']}"
+                for one in wait_for(f"forecasts of {node.name}", said)
+            ]
             node.wait_expected(METRICS)
         return ", ".join(found)
 

@@ -488,13 +488,14 @@ def test_a_component_killed_in_a_round_ends_the_run_with_its_name_and_log(
     assert icos_fl.left() == []
 
 
-def test_a_window_too_short_for_the_lookback_fails_with_the_rows_that_are_missing(
+def test_a_window_of_gaps_fails_with_the_rows_that_are_missing(
     icos_fl: CommandLine,
 ) -> None:
     folder = icos_fl.folder / "traces"
     folder.mkdir()
-    rows = "".join(f"{1_700_000_000 + 15 * n},{40 + n % 7}\n" for n in range(30))
-    (folder / "short.csv").write_text(f"time_unix_s,cpu_percent\n{rows}")
+    times_s = (1_700_000_000 + 15 * n + 3600 * (n // 30) for n in range(100))
+    rows = "".join(f"{time_s},{40 + n % 7}\n" for n, time_s in enumerate(times_s))
+    (folder / "gaps.csv").write_text(f"time_unix_s,cpu_percent\n{rows}")
     status, out = icos_fl.run("up", "--traces", str(folder), timeout_seconds=UP_SECONDS)
     assert status == 1
     assert "Traceback" not in out

@@ -339,7 +339,8 @@ def test_forecast_is_what_the_forecaster_says(
 
     assert forecasts.tell(forecaster.address, ["walker"], as_json=False) == 0
     text = capsys.readouterr().out
-    line = rf"walker  cpu_usage: now {outlook.last_value:.4g} %; in 1m {said.yhat_h[0]:.4g} "
+    when = time.strftime("on %F at %T", time.localtime(outlook.last_time_ns / 1e9))
+    line = rf"walker  cpu_usage: {when} {outlook.last_value:.4g} %; in 1m {said.yhat_h[0]:.4g} "
     assert re.match(rf"{line}\(80 %: [0-9.]+ to [0-9.]+\); in 5m [0-9.]+ \(.*\)\n$", text)
 
 

@@ -1,5 +1,6 @@
 """Bad input ends the command with one clear line, before anything starts."""
 
+import re
 import socket
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 TRACE = "time_unix_s,power_w,cpu_percent\n" + "".join(
-    f"{1_700_000_000 + 2 * n},{100 + n % 7},{n % 100}\n" for n in range(400)
+    f"{1_700_000_000 + 2 * n},{100 + n % 7},{n % 100}\n" for n in range(600)
 )
 
 
@@ -107,6 +108,36 @@ def test_up_names_file_line_and_column_of_a_trace(folder: Path) -> None:
     status, lines = icos_fl("up", "--traces", "traces", cwd=folder)
     assert (status, len(lines)) == (2, 1)
     assert "traces/b.csv:3: column power_w: 'x' is not a number" in lines[0]
+
+
+def test_up_refuses_traces_that_are_all_too_short_and_says_by_how_much(folder: Path) -> None:
+    lines = TRACE.splitlines()
+    (folder / "traces" / "a.csv").write_text("\n".join(lines[:31]))
+    status, lines = icos_fl("up", "--traces", "traces", "--metric", "cpu_usage", cwd=folder)
+    assert status == 2
+    assert lines == [
+        "icos-fl: no trace is long enough to learn cpu_usage: a has 4 steps of 15 s; 75 are needed "
+        "(lookback 40 + horizon 20, in the 80 % to train on)"
+    ]
+
+
+@pytest.mark.parametrize("command", [("up", "--kep"), ("node", "invite", "a", "--huors=1")])
+def test_a_misspelt_option_is_told_with_the_one_that_was_meant(
+    folder: Path, command: tuple[str, ...]
+) -> None:
+    status, lines = icos_fl(*command, cwd=folder)
+    assert status == 2
+    assert lines[0].startswith(f"usage: icos-fl {command[0]}")
+    assert re.search("; nearest: --(keep|hours)", lines[-1])
+
+
+def test_up_refuses_a_model_that_cannot_be_imported(folder: Path) -> None:
+    arguments = ("up", "--traces", "traces", "-c", "model=nosuch:build")
+    status, lines = icos_fl(*arguments, cwd=folder)
+    assert status == 2
+    assert lines == [
+        "icos-fl: model 'nosuch:build': cannot import nosuch: No module named 'nosuch'"
+    ]
 
 
 def test_up_refuses_a_folder_that_is_not_there(folder: Path) -> None:

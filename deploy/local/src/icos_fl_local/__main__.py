@@ -5,6 +5,7 @@ What needs more than the base install is imported by the command that needs it.
 
 import argparse
 import contextlib
+import difflib
 import importlib.util
 import json
 import os
@@ -13,12 +14,25 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 from icos_fl_local.errors import Interrupted, LocalError, UsageError
 from icos_fl_local.state import DEFAULT, StateFolder
 
-_Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+_Commands: TypeAlias = "argparse._SubParsersAction[_Parser]"
+
+
+class _Parser(argparse.ArgumentParser):
+    """Refuses what it does not know with its own usage, and the options that were perhaps meant."""
+
+    def parse_known_args(self, *args: Any, **keywords: Any) -> Any:
+        found, unknown = super().parse_known_args(*args, **keywords)
+        if unknown:
+            options = [option for action in self._actions for option in action.option_strings]
+            near = difflib.get_close_matches(unknown[0].partition("=")[0], options)
+            hint = f"; nearest: {', '.join(near)}" if near else ""
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+        return found, unknown
 
 
 def main() -> None:
@@ -339,7 +353,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="icos-fl", description=__doc__)
+    parser = _Parser(prog="icos-fl", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def add(name: str, text: str) -> argparse.ArgumentParser:

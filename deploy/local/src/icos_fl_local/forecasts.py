@@ -10,6 +10,8 @@ from icos_fl_client.serving.settings import duration_text
 
 from icos_fl_local.backtest.running import ForecasterClient
 
+OLD_STEPS = 20
+"""A forecast is not of now, such as one of recorded rows, whose rows ended so long ago."""
 LEVELS = {0.8: "80", 0.95: "95"}
 
 
@@ -81,8 +83,11 @@ def _line(found: dict[str, Any]) -> str:
         ahead = duration_text(round(time_s - found["last_time_unix_s"], 3))
         parts.append(f"in {ahead} {_short(yhat)} ({interval})")
     unit = f" {found['unit']}" if found["unit"] else ""
-    now = f"{found['node']}  {found['metric']}: now {_short(found['last_value'])}{unit}"
-    return "; ".join([now, *parts])
+    last_s = found["last_time_unix_s"]
+    is_old = time.time() - last_s > OLD_STEPS * found["interval_seconds"]
+    when = time.strftime("on %F at %T", time.localtime(last_s)) if is_old else "now"
+    value = f"{found['node']}  {found['metric']}: {when} {_short(found['last_value'])}{unit}"
+    return "; ".join([value, *parts])
 
 
 def _short(value: float) -> str:

@@ -14,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from icos_fl_processor import StepTooShort, resample
 from rich.console import Console
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
@@ -202,6 +203,36 @@ def _ensure_ready(state_folder: Path, ports: Mapping[str, int]) -> None:
         raise LocalError("\n".join(check.line() for check in bad))
 
 
+def _ensure_long_enough(
+    recorded: Sequence[traces.Trace], metrics: Sequence[str], config: Mapping[str, Value]
+) -> None:
+    """Raises UsageError for a metric that no trace has the rows to learn, gaps or none."""
+    lookback, horizon = int(config["time-step"]), int(config["horizon"])
+    share, interval_ns = float(config["train-test-split"]), round(float(config["interval"]) * 1e9)
+    needed = math.ceil((lookback + horizon) / share - 1e-9)
+    for metric in metrics:
+        short = []
+        for trace in recorded:
+            columns = [traces.column_of(name) for name in trace.columns]
+            if metric not in columns:
+                continue
+            values_t1 = trace.values_tf[:, [columns.index(metric)]]
+            try:
+                steps = resample(trace.times_s * 10**9, values_t1, interval_ns)
+            except StepTooShort:
+                continue  # the node says so
+            if len(steps) >= needed:
+                break
+            short.append(f"{trace.node} has {len(steps)} steps of {steps.interval_ns / 1e9:g} s")
+        else:
+            if short:
+                raise UsageError(
+                    f"no trace is long enough to learn {metric}: {', '.join(short)}; {needed} are "
+                    f"needed (lookback {lookback} + horizon {horizon}, in the {100 * share:g} % to "
+                    "train on)"
+                )
+
+
 def up(options: Options) -> int:
     """Do it all; return the exit status.
 
@@ -220,6 +251,7 @@ def up(options: Options) -> int:
         overrides, metrics or ["cpu_usage"], len(source.nodes), source.sampling_seconds, ""
     )
     run.check(config)
+    _ensure_long_enough(source.recorded, metrics, config)
     more = list(source.programs.names) if source.programs else []
     if options.keep or source.is_live:
         more += [FORECASTER, CONTROLLER_PAGE]

@@ -227,6 +227,7 @@ def write_page(file: Path, found: Found) -> None:
         number=number,
         percent=percent,
         ratio=ratio,
+        is_less=_is_less,
     )
     write_file(file, page.encode())
 
@@ -239,6 +240,11 @@ def _picture(judged: Judged) -> bytes:
     return plots.record(f"{judged.node}, {judged.metric}", judged.of_late())
 
 
+def _is_less(ratio: float) -> bool:
+    """By the two digits that are shown: what differs less is no better."""
+    return round(ratio, 2) < 1
+
+
 def summary(found: Found) -> str:
     """One sentence: how often the combination was better than the last value, and by how much."""
     ratios = [
@@ -248,7 +254,7 @@ def summary(found: Found) -> str:
     if not known:
         return "Repeating the last value never erred, so nothing can be better."
     return (
-        f"The combination erred less than repeating the last value in {sum(r < 1 for r in known)} "
+        f"The combination erred less than repeating the last value in {sum(map(_is_less, known))} "
         f"of {len(known)} (node, metric and horizon); ratio of the errors: median "
         f"{statistics.median(known):.2f}, best {min(known):.2f}, worst {max(known):.2f}."
     )
