@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from icos_fl_processor import StepTooShort, resample
+import numpy as np
 from rich.console import Console
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
@@ -208,29 +208,24 @@ def _ensure_long_enough(
 ) -> None:
     """Raises UsageError for a metric that no trace has the rows to learn, gaps or none."""
     lookback, horizon = int(config["time-step"]), int(config["horizon"])
-    share, interval_ns = float(config["train-test-split"]), round(float(config["interval"]) * 1e9)
+    share = float(config["train-test-split"])
     needed = math.ceil((lookback + horizon) / share - 1e-9)
     for metric in metrics:
-        short = []
+        steps_of = {}
         for trace in recorded:
             columns = [traces.column_of(name) for name in trace.columns]
-            if metric not in columns:
-                continue
-            values_t1 = trace.values_tf[:, [columns.index(metric)]]
-            try:
-                steps = resample(trace.times_s * 10**9, values_t1, interval_ns)
-            except StepTooShort:
-                continue  # the node says so
-            if len(steps) >= needed:
-                break
-            short.append(f"{trace.node} has {len(steps)} steps of {steps.interval_ns / 1e9:g} s")
-        else:
-            if short:
-                raise UsageError(
-                    f"no trace is long enough to learn {metric}: {', '.join(short)}; {needed} are "
-                    f"needed (lookback {lookback} + horizon {horizon}, in the {100 * share:g} % to "
-                    "train on)"
-                )
+            if metric in columns:
+                interval_s = float(config["interval"]) or trace.interval_seconds
+                there_t = np.isfinite(trace.values_tf[:, columns.index(metric)])
+                time_s_t = trace.times_s[there_t] - trace.times_s[0]
+                steps_of[trace.node] = len(np.unique(time_s_t // interval_s)), interval_s
+        if steps_of and all(steps < needed for steps, _ in steps_of.values()):
+            told = (f"{node} has {steps} steps of {s:g} s" for node, (steps, s) in steps_of.items())
+            raise UsageError(
+                f"no trace is long enough to learn {metric}: {', '.join(told)}; {needed} are "
+                f"needed (lookback {lookback} + horizon {horizon}, in the {100 * share:g} % to "
+                "train on)"
+            )
 
 
 def up(options: Options) -> int:

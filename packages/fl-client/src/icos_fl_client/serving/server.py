@@ -152,9 +152,5 @@ def _check_known(
 ) -> None:
     for name in asked:
         if name not in known:
-            there = ", ".join(sorted(known)) or "none yet"
-            context.abort(
-                grpc.StatusCode.NOT_FOUND,
-                f"no {what} {name!r}; there are: {there}; after a start the forecaster goes "
-                "through a window before it has it",
-            )
+            there = ", ".join(sorted(known)) or "none before it has gone through the windows"
+            context.abort(grpc.StatusCode.NOT_FOUND, f"no {what} {name!r}; there are: {there}")
