@@ -271,6 +271,7 @@ def test_another_run_goes_on_from_the_checkpoints(kept: Kept) -> None:
     # By the forecaster, which has gone through the rows by now.
     said = {(entry["node"], entry["metric"]) for entry in result["combination"]["results"]}
     assert said == {(entry["node"], entry["metric"]) for entry in result["backtest"]["results"]}
+    assert [entry for entry in result["combination"]["results"] if entry["mae"] is None] == []
 
 
 def test_a_quiesced_run_ends_with_its_round_and_the_next_one_does_the_rest(kept: Kept) -> None:
