@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ from hypothesis import strategies as st
 from icos_fl_local.errors import LocalError, UsageError
 from icos_fl_local.simulation import results
 from icos_fl_local.simulation.command import make_plan
-from icos_fl_local.simulation.memory import PeakMemory
 from icos_fl_local.simulation.parts import virtual_nodes
 from icos_fl_local.simulation.processor import filled_store
 from icos_fl_local.simulation.settings import combinations, each_value_once, parse_sweeps
@@ -125,28 +123,34 @@ def test_without_ray_one_line_says_how_to_get_it(
     assert "pip install 'icos-fl[simulation]'" in str(caught.value)
 
 
-def first_look_mib(memory: PeakMemory) -> int:
+TWO_CHILDREN = """
+import subprocess, sys, time
+from icos_fl_local.simulation.memory import PeakMemory
+
+def first_look_mib(memory):
     memory.restart()
     while not memory.peak_mib:
         time.sleep(0.05)
     return memory.peak_mib
 
+command = [sys.executable, "-c", "x = b'x' * (120 << 20); print(flush=True); input()"]
+with PeakMemory() as memory:
+    alone = first_look_mib(memory)
+    pipe = subprocess.PIPE
+    children = [subprocess.Popen(command, stdin=pipe, stdout=pipe) for _ in range(2)]
+    for child in children:
+        child.stdout.readline()
+    print(alone, first_look_mib(memory))
+    for child in children:
+        child.communicate(b"\\n")
+"""
+
 
 def test_the_peak_is_that_of_all_processes_together() -> None:
-    block = "x = b'x' * (120 << 20); print(flush=True); input()"
-    with PeakMemory() as memory:
-        alone = first_look_mib(memory)
-        commands = [[sys.executable, "-c", block]] * 2
-        children = [
-            subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-            for command in commands
-        ]
-        for child in children:
-            assert child.stdout is not None
-            child.stdout.readline()
-        together = first_look_mib(memory)
-        for child in children:
-            child.communicate(b"\n")
+    """In a small process: of a large one the kernel may take back memory meanwhile."""
+    command = [sys.executable, "-c", TWO_CHILDREN]
+    ended = subprocess.run(command, capture_output=True, text=True, check=True)
+    alone, together = map(int, ended.stdout.split())
     assert 240 <= together - alone <= 320
 
 
