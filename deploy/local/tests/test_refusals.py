@@ -7,7 +7,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+from icos_fl_local import run_config, up
+from icos_fl_local.errors import UsageError
+from icos_fl_local.traces import Trace
 
 TRACE = "time_unix_s,power_w,cpu_percent\n" + "".join(
     f"{1_700_000_000 + 2 * n},{100 + n % 7},{n % 100}\n" for n in range(600)
@@ -116,9 +120,22 @@ def test_up_refuses_traces_that_are_all_too_short_and_says_by_how_much(folder: P
     status, lines = icos_fl("up", "--traces", "traces", "--metric", "cpu_usage", cwd=folder)
     assert status == 2
     assert lines == [
-        "icos-fl: no trace is long enough to learn cpu_usage: a has 4 steps of 15 s; 75 are needed "
+        "icos-fl: no trace has the steps to learn cpu_usage: at most 5 of 15 s in a; 75 are needed "
         "(lookback 40 + horizon 20, in the 80 % to train on)"
     ]
+
+
+def test_steps_of_rows_that_come_early_and_late_are_not_counted_too_low() -> None:
+    """A row is a step, on whichever side of its moment it comes."""
+    times_s = 1_700_000_000 + 15 * np.arange(80) + np.resize([0, -3, 3], 80)
+    trace, short = (
+        Trace("a", ("cpu_percent",), ("%",), times_s[:rows], np.ones((rows, 1)))
+        for rows in (80, 74)
+    )
+    config = run_config.complete({}, ["cpu_usage"], 1, 15.0, "")
+    up._ensure_long_enough([short, trace], ["cpu_usage"], config)
+    with pytest.raises(UsageError, match="at most 74 of 15 s in a; 75 are needed"):
+        up._ensure_long_enough([short], ["cpu_usage"], config)
 
 
 @pytest.mark.parametrize("command", [("up", "--kep"), ("node", "invite", "a", "--huors=1")])

@@ -14,7 +14,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
@@ -206,24 +205,23 @@ def _ensure_ready(state_folder: Path, ports: Mapping[str, int]) -> None:
 def _ensure_long_enough(
     recorded: Sequence[traces.Trace], metrics: Sequence[str], config: Mapping[str, Value]
 ) -> None:
-    """Raises UsageError for a metric that no trace has the rows to learn, gaps or none."""
+    """Raises UsageError for a metric that no trace can have the steps to learn, gaps or none."""
     lookback, horizon = int(config["time-step"]), int(config["horizon"])
     share = float(config["train-test-split"])
     needed = math.ceil((lookback + horizon) / share - 1e-9)
     for metric in metrics:
-        steps_of = {}
+        told, is_long_enough = [], False
         for trace in recorded:
-            columns = [traces.column_of(name) for name in trace.columns]
-            if metric in columns:
+            if metric in map(traces.column_of, trace.columns):
                 interval_s = float(config["interval"]) or trace.interval_seconds
-                there_t = np.isfinite(trace.values_tf[:, columns.index(metric)])
-                time_s_t = trace.times_s[there_t] - trace.times_s[0]
-                steps_of[trace.node] = len(np.unique(time_s_t // interval_s)), interval_s
-        if steps_of and all(steps < needed for steps, _ in steps_of.values()):
-            told = (f"{node} has {steps} steps of {s:g} s" for node, (steps, s) in steps_of.items())
+                span_s = int(trace.times_s[-1] - trace.times_s[0])
+                most = min(len(trace.times_s), math.ceil(span_s / interval_s) + 1)
+                told.append(f"{most} of {interval_s:g} s in {trace.node}")
+                is_long_enough |= most >= needed
+        if told and not is_long_enough:
             raise UsageError(
-                f"no trace is long enough to learn {metric}: {', '.join(told)}; {needed} are "
-                f"needed (lookback {lookback} + horizon {horizon}, in the {100 * share:g} % to "
+                f"no trace has the steps to learn {metric}: at most {', '.join(told)}; {needed} "
+                f"are needed (lookback {lookback} + horizon {horizon}, in the {100 * share:g} % to "
                 "train on)"
             )
 
@@ -469,9 +467,7 @@ class _Session:
 
     def _wait_for_rows(self, node: str) -> None:
         with ProcessorClient(self.deployment.address("processor")) as processor:
-            while True:
-                if self._missing_rows(processor, node) == 0:
-                    return
+            while self._missing_rows(processor, node) != 0:
                 self._look()
 
     def _missing_rows(self, processor: ProcessorClient, node: str) -> int | None:
@@ -518,7 +514,9 @@ def new_config(
         sampling_seconds,
         deployment.address("metadata"),
     )
-    return {key: value for key, value in config.items() if key in overrides or key != "result-dir"}
+    if "result-dir" not in overrides:
+        del config["result-dir"]
+    return config
 
 
 def train_and_judge(

@@ -177,10 +177,9 @@ def of_forecaster(
                     continue
                 first_s = starts_s.get((node, metric), math.inf)
                 first_s += (run.lookback - 1) * said.interval_seconds
-                end_unix_s_t = said.end_unix_s_t
-                first = min(int(np.searchsorted(end_unix_s_t, first_s)), len(end_unix_s_t) - 1)
+                first = int(np.searchsorted(said.end_unix_s_t[:-1], first_s))
                 about = node, metric, said.unit, said.interval_seconds
-                end_unix_s_t = end_unix_s_t[first:]
+                end_unix_s_t = said.end_unix_s_t[first:]
                 number_t = np.arange(len(end_unix_s_t))
                 judged.append(judge(about, end_unix_s_t, number_t, _from(said.record, first)))
     except LocalError as error:
